@@ -1,0 +1,70 @@
+"""The table of environments: one line an id, read by ``gym.make``, the CLI and the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+
+@dataclass(frozen=True)
+class EnvEntry:
+    """What the registry knows of an environment without importing its engine.
+
+    Attributes:
+        id: Gymnasium id.
+        entry_point: ``module:Class``.
+        summary: One line for ``agentgym envs``.
+        extra: The pip extra that installs the engine, or None.
+        needs: System parts beside Python packages, such as ``java``.
+        kwargs: Default keyword arguments of the class for this id.
+    """
+
+    id: str
+    entry_point: str
+    summary: str
+    extra: str | None = None
+    needs: tuple[str, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+ENVIRONMENTS: tuple[EnvEntry, ...] = (
+    EnvEntry(
+        "agentgym/TextWorld-Coin-v0",
+        "agentgym.envs.textworld:TextWorldEnv",
+        "TextWorld: walk to the coin and take it; difficulty by level",
+        extra="textworld",
+        kwargs={"challenge": "coin"},
+    ),
+    EnvEntry(
+        "agentgym/TextWorld-Treasure-v0",
+        "agentgym.envs.textworld:TextWorldEnv",
+        "TextWorld: find the right object behind doors and containers; difficulty by level",
+        extra="textworld",
+        kwargs={"challenge": "treasure"},
+    ),
+    EnvEntry(
+        "agentgym/TextWorld-Cooking-v0",
+        "agentgym.envs.textworld:TextWorldEnv",
+        "TextWorld: gather, prepare and cook the ingredients of a recipe",
+        extra="textworld",
+        kwargs={"challenge": "cooking"},
+    ),
+    EnvEntry(
+        "agentgym/TextWorldExpress-v0",
+        "agentgym.envs.textworld_express:TextWorldExpressEnv",
+        "TextWorldExpress: eight fast text games, chosen by the argument game",
+        extra="textworld-express",
+        needs=("java",),
+    ),
+)
+
+
+def register_envs() -> None:
+    """Register every environment with Gymnasium; calling it again changes nothing."""
+    for entry in ENVIRONMENTS:
+        if entry.id not in gym.registry:
+            gym.register(
+                entry.id, entry_point=entry.entry_point, kwargs=entry.kwargs, disable_env_checker=True
+            )
