@@ -1,0 +1,162 @@
+"""From the model's text to an environment action. A text that cannot be parsed is data, not an exception.
+
+Every codec also writes an action the way a policy should (for demonstrations), says how in one sentence for the
+system prompt, and may add to an observation what the policy needs to choose (the numbered list).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from agentgym.errors import unknown
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An action, or what was wrong with the text; exactly one of the two is None."""
+
+    action: str | None
+    error: str | None = None
+
+
+class ActionCodec(Protocol):
+    """Both directions between a model's text and an environment's action."""
+
+    instructions: str
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation as the policy reads it."""
+        ...
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the action from a model's text."""
+        ...
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write an action as a policy should; ``parse`` reads it back."""
+        ...
+
+
+class Plain:
+    """The whole text is the action; only its first non-empty line counts."""
+
+    instructions = "Answer with one command and nothing else."
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Take the first non-empty line."""
+        for line in text.splitlines():
+            if line.strip():
+                return Parsed(line.strip())
+        return Parsed(None, "empty answer: write one command")
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Return the action itself."""
+        return action
+
+
+class Tagged:
+    """The action stands between ``<action>`` and ``</action>``; thinking may precede it, the last one counts."""
+
+    instructions = "You may think first. Then give one command as <action>command</action>."
+    _pattern = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Take the last tagged command."""
+        found = [a.strip() for a in self._pattern.findall(text)]
+        if not found:
+            return Parsed(None, "no <action>command</action> in the answer")
+        return Parsed(found[-1]) if found[-1] else Parsed(None, "the <action> is empty")
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Put the tags around the action."""
+        return f"<action>{action}</action>"
+
+
+class ToolCall:
+    """The action is the argument of a JSON call of the tool ``act``, in Hermes tags or bare."""
+
+    instructions = 'Call the tool act with one command: <tool_call>{"name": "act", "arguments": {"command": "..."}}</tool_call>'
+    _pattern = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the last call."""
+        found = self._pattern.findall(text)
+        source = found[-1] if found else text
+        try:
+            call = json.loads(source.strip())
+        except json.JSONDecodeError as error:
+            return Parsed(None, f"the tool call is not valid JSON: {error}")
+        except RecursionError:
+            return Parsed(None, "the tool call is nested too deeply")
+        if not isinstance(call, dict) or call.get("name") != "act":
+            return Parsed(None, 'the call must be {"name": "act", "arguments": {"command": "..."}}')
+        arguments = call.get("arguments")
+        command = arguments.get("command") if isinstance(arguments, dict) else None
+        if not isinstance(command, str) or not command.strip():
+            return Parsed(None, 'the call of act needs "command": a non-empty string')
+        return Parsed(command.strip())
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write the call in Hermes tags."""
+        call = json.dumps({"name": "act", "arguments": {"command": action}}, ensure_ascii=False)
+        return f"<tool_call>{call}</tool_call>"
+
+
+class Choice:
+    """The admissible commands are shown as a numbered list; the last number in the answer is the choice."""
+
+    instructions = "Answer with the number of one of the listed commands."
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Append the numbered list."""
+        lines = [f"{i}. {a}" for i, a in enumerate(admissible, 1)]
+        return "\n".join([observation, "Commands:", *lines])
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the last number."""
+        numbers = re.findall(r"\d{1,9}", text)
+        if not numbers:
+            return Parsed(None, f"no number in the answer: choose 1 to {len(admissible)}")
+        number = int(numbers[-1])
+        if not 1 <= number <= len(admissible):
+            return Parsed(None, f"{number} is not on the list: choose 1 to {len(admissible)}")
+        return Parsed(admissible[number - 1])
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write the number of an admissible action."""
+        return str(list(admissible).index(action) + 1)
+
+
+CODECS: dict[str, type[ActionCodec]] = {
+    "plain": Plain,
+    "tagged": Tagged,
+    "tool_call": ToolCall,
+    "choice": Choice,
+}
+
+
+def make_codec(name: str) -> ActionCodec:
+    """Return the codec of that name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name not in CODECS:
+        raise unknown("action codec", name, CODECS)
+    return CODECS[name]()

@@ -1,0 +1,177 @@
+"""Environments on threads of their own, with deadlines, and a pool that re-uses them between episodes."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+
+from agentgym.errors import AgentGymError, ConfigError, EnvError, SandboxError, unknown
+
+
+class StepTimeout(EnvError):
+    """The environment did not answer before its deadline."""
+
+
+def make_env(env_id: str, kwargs: dict[str, Any] | None = None) -> gym.Env[str, str]:
+    """Make a registered environment.
+
+    Raises:
+        ConfigError: If there is no such id or an argument is wrong.
+        MissingDependency: If its engine is not installed.
+    """
+    known = [i for i in gym.registry if i.startswith("agentgym/")]
+    if env_id not in gym.registry:
+        raise unknown("environment", env_id, known)
+    try:
+        return gym.make(env_id, **(kwargs or {}))
+    except TypeError as error:
+        raise ConfigError(f"{env_id}: wrong env_kwargs: {error}") from error
+
+
+def instructions_of(env: gym.Env[str, str]) -> str:
+    """What the environment tells an agent before the first observation."""
+    return str(getattr(env.unwrapped, "instructions", "You act in a text environment."))
+
+
+class EnvWorker:
+    """One environment, driven from one daemon thread, so that a call that hangs can be abandoned."""
+
+    def __init__(self, factory: Callable[[], gym.Env[str, str]]):
+        """Start the thread; the environment is made in it on the first call."""
+        self._factory = factory
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._env: gym.Env[str, str] | None = None
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="agentgym-env")
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, future = call
+            try:
+                result, error = function(), None
+            except BaseException as caught:
+                result, error = None, caught
+            try:
+                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
+            except RuntimeError:
+                break  # the event loop is gone: nobody waits any more
+        if self._env is not None:
+            self._env.close()
+
+    async def _call(self, function: Callable[[], Any], timeout: float, what: str) -> Any:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls.put((function, future))
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except TimeoutError as error:
+            raise StepTimeout(f"{what} took longer than {timeout:g} s") from error
+        except (SandboxError, ConfigError, EnvError):
+            raise
+        except AgentGymError:
+            raise
+        except Exception as error:
+            raise EnvError(f"{what} raised {type(error).__name__}: {error}") from error
+
+    async def reset(
+        self, seed: int, options: dict[str, Any], timeout: float
+    ) -> tuple[str, dict[str, Any], str]:
+        """Reset, making the environment first if need be.
+
+        Returns:
+            Observation, info, and the environment's instructions.
+
+        Raises:
+            EnvError: If it failed or took longer than ``timeout`` seconds.
+        """
+
+        def call() -> tuple[str, dict[str, Any], str]:
+            if self._env is None:
+                self._env = self._factory()
+            observation, info = self._env.reset(seed=seed, options=dict(options))
+            return observation, info, instructions_of(self._env)
+
+        result: tuple[str, dict[str, Any], str] = await self._call(call, timeout, "reset")
+        return result
+
+    async def step(self, action: str, timeout: float) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Step.
+
+        Raises:
+            EnvError: If it failed or took longer than ``timeout`` seconds.
+        """
+
+        def call() -> tuple[str, float, bool, bool, dict[str, Any]]:
+            assert self._env is not None
+            observation, reward, terminated, truncated, info = self._env.step(action)
+            return observation, float(reward), terminated, truncated, info
+
+        result: tuple[str, float, bool, bool, dict[str, Any]] = await self._call(call, timeout, "step")
+        return result
+
+    def close(self) -> None:
+        """Let the thread close the environment once it is done with what it is doing."""
+        self._calls.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait until the environment is closed; False if it still hangs."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+class EnvPool:
+    """Environments of one id and one set of arguments, handed out to one episode at a time."""
+
+    def __init__(self, env_id: str, kwargs: dict[str, Any] | None = None):
+        """Check the id; nothing is made yet.
+
+        Raises:
+            ConfigError: If there is no such id.
+        """
+        self.env_id, self.kwargs = env_id, dict(kwargs or {})
+        if env_id not in gym.registry:
+            raise unknown("environment", env_id, [i for i in gym.registry if i.startswith("agentgym/")])
+        self._idle: list[EnvWorker] = []
+        self._closing: list[EnvWorker] = []
+
+    def take(self) -> EnvWorker:
+        """Hand out an idle environment or a fresh one."""
+        return self._idle.pop() if self._idle else EnvWorker(lambda: make_env(self.env_id, self.kwargs))
+
+    def give_back(self, worker: EnvWorker) -> None:
+        """Take back an environment that works."""
+        self._idle.append(worker)
+
+    def discard(self, worker: EnvWorker) -> None:
+        """Take back an environment that failed: it is closed, never handed out again."""
+        worker.close()
+        self._closing.append(worker)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Close all environments; one that still hangs after ``timeout`` seconds dies with the process."""
+        for worker in self._idle:
+            worker.close()
+        for worker in [*self._idle, *self._closing]:
+            worker.join(timeout)
+        self._idle, self._closing = [], []
+
+    def __enter__(self) -> EnvPool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""The learner: from trajectories with advantages to a weight update."""

@@ -1,0 +1,94 @@
+"""Checkpoints that ``AutoModelForCausalLM.from_pretrained`` loads and from which a run goes on bit by bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from agentgym.errors import ConfigError
+
+_STATE = "trainer_state.pt"
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Save weights and tokenizer; the folder appears whole or not at all."""
+    _atomically(folder, lambda tmp: _write_model(tmp, model, tokenizer))
+
+
+def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: int = 2) -> None:
+    """Save a checkpoint and remove all but the newest ``keep`` beside it.
+
+    Args:
+        folder: ``.../checkpoints/step_00010``.
+        model: Its weights go into safetensors.
+        tokenizer: Saved beside them.
+        state: Optimizer and counters; tensors and plain values only.
+        keep: Checkpoints to keep.
+    """
+
+    def write(tmp: Path) -> None:
+        _write_model(tmp, model, tokenizer)
+        torch.save(state, tmp / _STATE)
+
+    _atomically(folder, write)
+    for old in _complete(folder.parent)[:-keep]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint in a folder of checkpoints, or None."""
+    found = _complete(folder)
+    return found[-1] if found else None
+
+
+def restore(folder: Path, model: Any) -> dict[str, Any]:
+    """Load the weights of a checkpoint into the model and return its state.
+
+    Raises:
+        ConfigError: If a file is missing or damaged, or belongs to another model.
+    """
+    try:
+        state = load_file(folder / "model.safetensors")
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        tied = set(getattr(model, "_tied_weights_keys", None) or [])
+        if set(missing) - tied or unexpected:
+            raise ConfigError(f"{folder}: the checkpoint belongs to another model than the config says")
+        saved: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{folder} is damaged ({str(error).splitlines()[0]}): remove it to resume from the one before"
+        ) from error
+    return saved
+
+
+def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _atomically(folder: Path, write: Any) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir()
+    try:
+        write(tmp)
+        for file in tmp.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        tmp.rename(folder)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if (p / _STATE).is_file())

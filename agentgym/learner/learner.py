@@ -1,0 +1,116 @@
+"""One optimizer step over packed micro-batches, whatever the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agentgym.errors import AgentGymError, ConfigError
+from agentgym.learner.logprobs import TokenOutput, token_logprobs
+from agentgym.learner.pack import MicroBatch
+
+LossFn = Callable[[TokenOutput, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+@dataclass
+class OptimConfig:
+    """AdamW.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        warmup_steps: Steps of linear warm-up.
+        betas: Decay of the moments.
+        weight_decay: Decoupled weight decay.
+        grad_clip: Largest gradient norm.
+        token_budget: Most tokens of a micro-batch; more of them need more memory and save little time.
+        share_prefixes: Compute prompts that rows share only once.
+    """
+
+    lr: float = 1e-4
+    warmup_steps: int = 0
+    betas: tuple[float, ...] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    token_budget: int = 8192
+    share_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.grad_clip <= 0 or self.token_budget < 1:
+            raise ConfigError("optim.lr, optim.grad_clip and optim.token_budget must be above 0")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ConfigError(f"optim.betas is {self.betas}: it must be two numbers in [0, 1)")
+
+
+class Learner:
+    """A model and its optimizer.
+
+    Attributes:
+        model: Trained in place; a policy in the same process decodes with it.
+        updates: Optimizer steps taken.
+    """
+
+    def __init__(self, model: Any, config: OptimConfig):
+        """Make the optimizer."""
+        self.model, self.config = model, config
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.lr,
+            betas=(config.betas[0], config.betas[1]),
+            weight_decay=config.weight_decay,
+        )
+        self.updates = 0
+
+    def step(
+        self, batches: Sequence[MicroBatch], loss_fn: LossFn, temperature: float = 1.0
+    ) -> dict[str, float]:
+        """Take one optimizer step; the micro-batches count as one batch.
+
+        Args:
+            batches: Their ``weights`` are normalised over all of them.
+            loss_fn: From model output and micro-batch to a loss (the sum of weighted token losses, so that the
+                losses of micro-batches add up) and per-token metrics ``[N]``, averaged over all tokens.
+            temperature: Temperature the tokens were sampled at.
+
+        Raises:
+            AgentGymError: If the gradient is not finite; the weights are left as they were.
+        """
+        self.model.train()
+        total, tokens = 0.0, 0
+        sums: dict[str, float] = {}
+        for micro in batches:
+            batch = micro.to(self.device)
+            loss, metrics = loss_fn(token_logprobs(self.model, batch, temperature), batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            tokens += len(batch.targets)
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach().sum())
+        self.model.eval()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        if not torch.isfinite(torch.tensor(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise AgentGymError(
+                f"the gradient of update {self.updates} is not finite: lower optim.lr ({self.config.lr:g}) "
+                "and resume from the last checkpoint"
+            )
+        lr = self.config.lr * min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        means = {name: value / max(1, tokens) for name, value in sums.items()}
+        return {"optim/loss": total, "optim/grad_norm": norm, "optim/lr": lr, **means}
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer state and counter, for a checkpoint."""
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = int(state["updates"])

@@ -1,0 +1,52 @@
+"""Log-probabilities of the trained tokens of a packed micro-batch; logits are made at those tokens only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from agentgym.learner.attention import hidden_states, logits_at
+from agentgym.learner.pack import MicroBatch
+
+_CHUNK = 4096
+
+
+@dataclass
+class TokenOutput:
+    """What the model says of the N trained tokens.
+
+    Attributes:
+        logp: ``[N]`` log-probability, nats.
+        entropy: ``[N]`` entropy of the whole distribution at that token, nats.
+    """
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+
+
+def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> TokenOutput:
+    """Run the model over a micro-batch.
+
+    Args:
+        model: A model prepared by `agentgym.learner.model.prepare`.
+        batch: Micro-batch on the model's device.
+        temperature: The temperature the tokens were sampled at.
+    """
+    hidden = hidden_states(model, batch.ids, batch.positions, batch.layout)[batch.at]
+    chunks = zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True)
+    if len(batch.targets) <= _CHUNK:
+        parts = [_logp_entropy(model, h, t, temperature) for h, t in chunks]
+    else:
+        parts = [checkpoint(_logp_entropy, model, h, t, temperature, use_reentrant=False) for h, t in chunks]
+    return TokenOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def _logp_entropy(
+    model: Any, hidden: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits_at(model, hidden)
+    logp = (logits / temperature if temperature != 1.0 else logits).log_softmax(-1)
+    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)

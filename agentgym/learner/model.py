@@ -1,0 +1,76 @@
+"""Loading a causal language model and making sure that this package computes what transformers computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from agentgym.errors import ConfigError
+from agentgym.learner.attention import NAME, Packed, hidden_states, logits_at
+from agentgym.renderer import HFTokenizer, Renderer
+
+_PROBE_TOKENS = 24
+_TOLERANCE = 1e-3
+
+
+def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Renderer]:
+    """Load a model, its tokenizer and the renderer of its chat template.
+
+    Args:
+        path: A Hugging Face id or a local folder.
+        dtype: Type of the parameters.
+
+    Returns:
+        The prepared model, the tokenizer, the renderer.
+
+    Raises:
+        ConfigError: If there is no such model or it cannot run on packed rows.
+        TemplateError: If its template cannot be rendered incrementally.
+    """
+    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+        raise ConfigError(f"no model in {path}: the folder needs config.json and *.safetensors")
+    source = str(Path(path).expanduser()) if path.startswith("~") else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        renderer = Renderer(HFTokenizer(tokenizer))
+        AutoConfig.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from error
+    return prepare(model), tokenizer, renderer
+
+
+def prepare(model: Any) -> Any:
+    """Switch a model to this package's attention, after checking on a probe that the logits stay the same.
+
+    Args:
+        model: ``AutoModelForCausalLM`` with a stock attention.
+
+    Raises:
+        ConfigError: If the model's logits change, for example for sliding windows or scaled logits.
+    """
+    layers = getattr(model.config, "layer_types", None) or []
+    if any(kind != "full_attention" for kind in layers):
+        raise ConfigError(
+            f"{model.config.model_type}: only models with full attention in every layer are supported"
+        )
+    device = next(model.parameters()).device
+    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device) % model.config.vocab_size
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=ids[None]).logits[0].float()
+        model.set_attn_implementation(NAME)
+        layout = Packed([0, len(ids)], [-1])
+        got = logits_at(model, hidden_states(model, ids, torch.arange(len(ids), device=device), layout))
+    model.train(training)
+    worst = float((expected - got).abs().max() / expected.abs().max())
+    if not worst <= (_TOLERANCE if expected.dtype == next(model.parameters()).dtype else 0.05):
+        raise ConfigError(
+            f"{model.config.model_type}: packed rows give other logits than transformers (off by {worst:.1e}); "
+            "this architecture is not supported"
+        )
+    return model

@@ -1,0 +1,208 @@
+"""Training rows and how they are packed: no padding, shared prefixes computed once, a token budget per micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from agentgym.learner.attention import Packed
+from agentgym.types import Trajectory
+
+_MIN_SHARED = 16
+
+
+@dataclass
+class TrainRow:
+    """A row of tokens of one trajectory; the lists have equal length.
+
+    Attributes:
+        ids: Token ids.
+        mask: 1 where the token is trained. The first token cannot be.
+        logps: Behaviour log-probabilities where the mask is 1.
+        advantages: Advantages where the mask is 1.
+        trajectory: Index of the trajectory in the whole batch.
+    """
+
+    ids: list[int]
+    mask: list[int]
+    logps: list[float]
+    advantages: list[float]
+    trajectory: int
+
+
+@dataclass
+class MicroBatch:
+    """A packed micro-batch of T tokens, N of them trained.
+
+    Attributes:
+        ids: ``[T]`` token ids.
+        positions: ``[T]`` position of each token in its sequence.
+        layout: Who attends to whom.
+        at: ``[N]`` index into T of the token whose hidden state predicts the trained one.
+        targets: ``[N]`` trained token ids.
+        old_logp: ``[N]`` behaviour log-probabilities.
+        advantages: ``[N]``.
+        trajectory: ``[N]`` index of the trajectory in the whole batch.
+        weights: ``[N]`` weight of each token in the loss, from ``losses.token_weights`` over the whole batch.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    layout: Packed
+    at: torch.Tensor
+    targets: torch.Tensor
+    old_logp: torch.Tensor
+    advantages: torch.Tensor
+    trajectory: torch.Tensor
+    weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Move the tensors."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return MicroBatch(layout=self.layout, **moved)
+
+
+def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[TrainRow]:
+    """Training rows of a trajectory: one per segment, turns merged by prefix.
+
+    Args:
+        trajectory: Its segments hold the tokens, and the advantages if they were computed.
+        index: Index of the trajectory in the whole batch.
+        per_turn: One row per turn instead, each with its whole prompt: the slow layout that the merged one must
+            equal.
+    """
+    spans = [(s, 0, len(seg)) for s, seg in enumerate(trajectory.segments)]
+    if per_turn:
+        spans = [(turn.segment, turn.start, turn.stop) for turn in trajectory.turns]
+    rows = []
+    for s, start, stop in spans:
+        segment = trajectory.segments[s]
+        mask = [0] * start + segment.mask[start:stop]
+        advantages = segment.advantages or [0.0] * len(segment)
+        if any(mask):
+            last = len(mask) - mask[::-1].index(1)
+            rows.append(
+                TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index)
+            )
+    return rows
+
+
+def pack(rows: Sequence[TrainRow], token_budget: int, share_prefixes: bool = True) -> list[MicroBatch]:
+    """Pack rows into micro-batches of at most ``token_budget`` tokens.
+
+    The rows of a trajectory stay in one micro-batch (a sequence-level ratio needs them together); a trajectory
+    longer than the budget gets a micro-batch of its own.
+
+    Args:
+        rows: Rows in the order of their trajectories; members of a group side by side share most.
+        token_budget: Most tokens of a micro-batch, counted before sharing.
+        share_prefixes: Compute a prefix that several rows of a micro-batch begin with only once.
+    """
+    bins: list[list[TrainRow]] = []
+    size = 0
+    for whole in _by_trajectory(rows):
+        tokens = sum(len(row.ids) for row in whole)
+        if not bins or size + tokens > token_budget:
+            bins.append([])
+            size = 0
+        bins[-1] += whole
+        size += tokens
+    return [_micro_batch(b, share_prefixes) for b in bins]
+
+
+def _by_trajectory(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
+    group: list[TrainRow] = []
+    for row in rows:
+        if group and group[-1].trajectory != row.trajectory:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+class _Tree:
+    """Rows as a tree of spans: a span shared by several rows is their parent."""
+
+    def __init__(self, rows: Sequence[TrainRow]):
+        self.rows = rows
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.cu = [0]
+        self.parents: list[int] = []
+        self.flat: list[list[int]] = [[] for _ in rows]
+
+    def span(self, members: Sequence[int], start: int, stop: int, parent: int) -> int:
+        """Lay the tokens ``start:stop`` of the members (equal in all) down once."""
+        base = len(self.ids)
+        self.ids += self.rows[members[0]].ids[start:stop]
+        self.positions += range(start, stop)
+        self.cu.append(len(self.ids))
+        self.parents.append(parent)
+        for member in members:
+            self.flat[member] += range(base, base + stop - start)
+        return len(self.parents) - 1
+
+    def grow(self, members: list[int], start: int, parent: int, known: int) -> None:
+        """Lay down the rows of ``members``, which agree on their first ``known`` tokens, from ``start`` on."""
+        if len(members) == 1:
+            row = self.rows[members[0]]
+            if len(row.ids) > start:
+                self.span(members, start, len(row.ids), parent)
+            return
+        common = _common_prefix([self.rows[m].ids for m in members], known)
+        if common - start >= _MIN_SHARED:
+            parent = self.span(members, start, common, parent)
+            start = common
+        branches: dict[int, list[int]] = {}
+        for m in members:
+            ids = self.rows[m].ids
+            branches.setdefault(ids[common] if len(ids) > common else -1, []).append(m)
+        for token, branch in branches.items():
+            if token == -1:
+                for m in branch:
+                    self.grow([m], start, parent, common)
+            else:
+                self.grow(branch, start, parent, common + 1)
+
+
+def _common_prefix(rows: list[list[int]], known: int) -> int:
+    shortest, longest = min(rows), max(rows)
+    limit = min(len(shortest), len(longest))
+    while known < limit and shortest[known] == longest[known]:
+        known += 1
+    return known
+
+
+def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
+    tree = _Tree(rows)
+    if share:
+        tree.grow(list(range(len(rows))), 0, -1, 0)
+    else:
+        for i, row in enumerate(rows):
+            tree.span([i], 0, len(row.ids), -1)
+    at: list[int] = []
+    targets: list[int] = []
+    old: list[float] = []
+    advantages: list[float] = []
+    trajectory: list[int] = []
+    for row, flat in zip(rows, tree.flat, strict=True):
+        for j in np.flatnonzero(row.mask).tolist():
+            at.append(flat[j - 1])
+            targets.append(row.ids[j])
+            old.append(row.logps[j])
+            advantages.append(row.advantages[j])
+            trajectory.append(row.trajectory)
+    return MicroBatch(
+        ids=torch.tensor(tree.ids),
+        positions=torch.tensor(tree.positions),
+        layout=Packed(tree.cu, tree.parents),
+        at=torch.tensor(at),
+        targets=torch.tensor(targets),
+        old_logp=torch.tensor(old, dtype=torch.float32),
+        advantages=torch.tensor(advantages, dtype=torch.float32),
+        trajectory=torch.tensor(trajectory),
+    )

@@ -1,0 +1,101 @@
+"""The protocol between an episode and whatever writes its actions: token ids in, token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from agentgym.renderer import Renderer
+
+
+@dataclass
+class Request:
+    """One turn to be written.
+
+    Attributes:
+        ids: The whole prompt.
+        max_new_tokens: Most tokens to sample, the closing token included.
+        rng: Generator of this turn.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        top_p: Nucleus; 1 samples from the whole distribution.
+        info: What the environment told beside the observation. For scripted policies only: a language model
+            sees ``ids`` and nothing else.
+        encode_action: Turns an action into the ids of a reply that the episode's codec will read back.
+    """
+
+    ids: list[int]
+    max_new_tokens: int
+    rng: np.random.Generator
+    temperature: float = 1.0
+    top_p: float = 1.0
+    info: Mapping[str, Any] = field(default_factory=dict)
+    encode_action: Callable[[str], list[int]] = field(default=lambda action: list(action.encode()))
+
+
+@dataclass
+class Generation:
+    """What was sampled.
+
+    Attributes:
+        ids: Sampled tokens; the closing token is the last one if the policy ended its turn.
+        logps: Log-probability of each under the distribution it was drawn from (at temperature 0: under the
+            model's own distribution).
+        version: Version of the weights that sampled it, -1 for a policy without weights.
+        finish: ``stop`` or ``length``.
+    """
+
+    ids: list[int]
+    logps: list[float]
+    version: int
+    finish: Literal["stop", "length"]
+
+
+class Session(Protocol):
+    """A place for one episode at a time; a policy may keep state (a KV cache) for it between turns."""
+
+    def begin(self, key: tuple[int, ...], group: str) -> None:
+        """Start an episode. ``key`` orders it among the live ones, ``group`` names those that share a prompt."""
+        ...
+
+    async def generate(self, request: Request) -> Generation:
+        """Write one turn.
+
+        Raises:
+            EngineError: If the engine failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the place back."""
+        ...
+
+
+class Policy(Protocol):
+    """Something that writes actions.
+
+    Attributes:
+        name: Recorded in trajectories.
+        renderer: Renderer of its tokenizer.
+        version: Version of its weights, -1 without weights.
+        env_options: Options an environment must be reset with for this policy (the expert wants hints).
+    """
+
+    name: str
+    renderer: Renderer
+    version: int
+    env_options: dict[str, Any]
+
+    def open(self) -> Session:
+        """Open a place for episodes."""
+        ...
+
+    async def score(self, ids: list[int], start: int) -> list[float]:
+        """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it."""
+        ...
+
+    def load_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """Take new weights (a state dict) and their version; nothing cached from old ones survives."""
+        ...

@@ -1,0 +1,331 @@
+"""A transformers model decoded in process, over the trainer's own module: there are no weights to synchronise.
+
+Continuous batching across live episodes; the keys and values of an episode stay cached between its turns; a prompt
+that members of a group share is computed once and copied. With ``deterministic`` the engine computes only when
+every live episode waits for it, so that batches, and with them the last bits of every log-probability, do not
+depend on how fast an environment answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from agentgym.errors import ContextFull, EngineError
+from agentgym.learner.attention import Packed, hidden_states, logits_at
+from agentgym.policies.base import Generation, Request
+from agentgym.policies.kv_cache import KVCache, Step
+from agentgym.renderer import Renderer
+
+_MIN_SHARED = 8
+
+
+@dataclass
+class _Job:
+    """A turn that is being written."""
+
+    request: Request
+    future: asyncio.Future[Generation]
+    ids: list[int]
+    new: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+
+
+class HFSession:
+    """One slot of the cache, for one episode at a time."""
+
+    def __init__(self, policy: HFPolicy, slot: int):
+        self.policy = policy
+        self.slot = slot
+        self.key: tuple[int, ...] = (slot,)
+        self.group = ""
+        self.job: _Job | None = None
+
+    def begin(self, key: tuple[int, ...], group: str) -> None:
+        """Start an episode in an empty slot."""
+        self.key, self.group = key, group
+        self.policy.cache.tokens[self.slot] = []
+
+    async def generate(self, request: Request) -> Generation:
+        """Write one turn together with whatever else is live."""
+        return await self.policy.submit(self, request)
+
+    def close(self) -> None:
+        """Free the slot."""
+        self.policy.release(self)
+
+
+class HFPolicy:
+    """The policy protocol over a transformers causal LM.
+
+    Attributes:
+        model: The module, shared with the learner.
+        version: Version of its weights; `weights_changed` raises it.
+        stats: Counts of prefilled, re-used and sampled tokens and of forwards, since the start.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        renderer: Renderer,
+        name: str = "hf",
+        deterministic: bool = True,
+        prefill_budget: int = 8192,
+        reuse: bool = True,
+    ):
+        """Decode with ``model``, prepared by ``learner.model.prepare``.
+
+        Args:
+            model: The module.
+            renderer: Renderer of the model's tokenizer.
+            name: Recorded in trajectories.
+            deterministic: Wait for every live episode before each forward.
+            prefill_budget: Most prompt tokens in one forward.
+            reuse: Keep keys and values between turns; off only to measure what that is worth.
+        """
+        self.model, self.renderer, self.name = model, renderer, name
+        self.deterministic, self.prefill_budget, self.reuse = deterministic, prefill_budget, reuse
+        self.version = 0
+        self.env_options: dict[str, Any] = {}
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self.cache = KVCache(model.config, parameter.dtype, parameter.device)
+        self.context_limit = int(getattr(model.config, "max_position_embeddings", 0)) or None
+        self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0}
+        self._sessions: dict[int, HFSession] = {}
+        self._wake: asyncio.Event | None = None
+        self._engine: asyncio.Task[None] | None = None
+
+    def open(self) -> HFSession:
+        """Open a slot."""
+        slot = next(i for i in range(len(self._sessions) + 1) if i not in self._sessions)
+        self.cache.reserve(slot + 1, 1)
+        session = self._sessions[slot] = HFSession(self, slot)
+        return session
+
+    def release(self, session: HFSession) -> None:
+        """Close a slot."""
+        self._sessions.pop(session.slot, None)
+        self.cache.tokens[session.slot] = []
+        if self._wake is not None:
+            self._wake.set()
+
+    async def submit(self, session: HFSession, request: Request) -> Generation:
+        """Queue a turn and wait until it is written."""
+        if self.context_limit and len(request.ids) + request.max_new_tokens > self.context_limit:
+            raise ContextFull(
+                f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
+                f"{self.context_limit} positions"
+            )
+        loop = asyncio.get_running_loop()
+        if self._engine is None or self._engine.done():
+            self._wake = asyncio.Event()
+            self._engine = loop.create_task(self._run())
+        assert self._wake is not None
+        session.job = _Job(request, loop.create_future(), list(request.ids))
+        self._wake.set()
+        try:
+            return await session.job.future
+        finally:
+            session.job = None
+
+    async def score(self, ids: list[int], start: int) -> list[float]:
+        """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it."""
+        tokens = torch.tensor(ids, device=self.device)
+        positions = torch.arange(len(ids), device=self.device)
+        with torch.inference_mode():
+            hidden = hidden_states(self.model, tokens, positions, Packed([0, len(ids)], [-1]))
+            logp = logits_at(self.model, hidden[start - 1 : -1]).log_softmax(-1)
+        picked: list[float] = logp.gather(1, tokens[start:, None])[:, 0].tolist()
+        return picked
+
+    def load_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """Copy a state dict into the module."""
+        self.model.load_state_dict(state)
+        self.weights_changed(version)
+
+    def weights_changed(self, version: int) -> None:
+        """Drop the cache after the module's weights were changed in place."""
+        self.version = version
+        self.cache.clear()
+
+    async def _run(self) -> None:
+        """Compute while there are sessions."""
+        assert self._wake is not None
+        while self._sessions:
+            jobs = sorted((s for s in self._sessions.values() if s.job), key=lambda s: s.key)
+            if not jobs or (self.deterministic and len(jobs) < len(self._sessions)):
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            try:
+                self._forward(jobs)
+            except Exception as error:
+                for session in jobs:
+                    self.cache.tokens[session.slot] = []
+                    if session.job and not session.job.future.done():
+                        session.job.future.set_exception(EngineError(f"decoding failed: {error!r}"))
+            await asyncio.sleep(0)
+
+    def _plan(self, jobs: list[HFSession]) -> tuple[list[HFSession], list[tuple[HFSession, int]]]:
+        """Split the jobs into single-token rows and runs ``(session, first missing position)``."""
+        singles: list[HFSession] = []
+        runs: list[tuple[HFSession, int]] = []
+        budget = self.prefill_budget
+        for session in jobs:
+            assert session.job is not None
+            ids = session.job.ids
+            have = self.cache.tokens[session.slot]
+            if not session.job.new:
+                known = _common_prefix(have, ids[:-1]) if self.reuse else 0
+                donor, length = self._donor(session, ids) if self.reuse and not known else (session, 0)
+                if length >= _MIN_SHARED:
+                    if len(self.cache.tokens[donor.slot]) < length:
+                        continue
+                    self.cache.copy_prefix(donor.slot, session.slot, length)
+                    known = length
+                self.cache.tokens[session.slot] = self.cache.tokens[session.slot][:known]
+                have = self.cache.tokens[session.slot]
+            missing = len(ids) - len(have)
+            if missing == 1:
+                singles.append(session)
+            elif not runs or missing <= budget:
+                runs.append((session, len(have)))
+                budget -= missing
+        return singles, runs
+
+    def _donor(self, session: HFSession, ids: list[int]) -> tuple[HFSession, int]:
+        """The session of the same group whose tokens (cached, or next in line) share most with ``ids``."""
+        best, length = session, 0
+        for other in self._sessions.values():
+            if other is session or other.group != session.group:
+                continue
+            theirs = self.cache.tokens[other.slot]
+            if other.job and not other.job.new and other.key < session.key:
+                theirs = other.job.ids
+            shared = _common_prefix(theirs, ids[:-1])
+            if shared > length:
+                best, length = other, shared
+        return best, length
+
+    @torch.inference_mode()
+    def _forward(self, jobs: list[HFSession]) -> None:
+        """Write one token of every planned job."""
+        singles, runs = self._plan(jobs)
+        rows = [*singles, *(s for s, _ in runs)]
+        self.cache.reserve(
+            max(s.slot for s in rows) + 1,
+            max(len(s.job.ids) + s.job.request.max_new_tokens for s in rows if s.job),
+        )
+        ids: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        last: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for session, start in [*((s, -1) for s in singles), *runs]:
+            assert session.job is not None
+            first = start if start >= 0 else len(session.job.ids) - 1
+            new = session.job.ids[first:]
+            spans.append((len(ids), len(new)))
+            ids += new
+            slots += [session.slot] * len(new)
+            positions += range(first, first + len(new))
+            last.append(len(ids) - 1)
+            held = self.cache.tokens[session.slot]
+            held += new
+            if not session.job.new:
+                self.stats["prefilled"] += len(new)
+                self.stats["reused"] += first
+        step = self._step(slots, positions, len(singles), spans[len(singles) :])
+        hidden = hidden_states(
+            self.model,
+            torch.tensor(ids, device=self.device),
+            torch.tensor(positions, device=self.device),
+            step,
+        )
+        logits = logits_at(self.model, hidden[torch.tensor(last, device=self.device)])
+        self.stats["forwards"] += 1
+        self.stats["sampled"] += len(rows)
+        tokens, logps = sample(logits, [s.job.request for s in rows if s.job])
+        for session, token, logp in zip(rows, tokens, logps, strict=True):
+            self._append(session, token, logp)
+
+    def _step(
+        self, slots: list[int], positions: list[int], singles: int, spans: list[tuple[int, int]]
+    ) -> Step:
+        longest = max((n for _, n in spans), default=0)
+        index = np.array([[a + min(j, n - 1) for j in range(longest)] for a, n in spans], dtype=np.int64)
+        valid = np.array([[j < n for j in range(longest)] for _, n in spans], dtype=bool)
+        return Step(
+            self.cache,
+            torch.tensor(slots, device=self.device),
+            torch.tensor(positions, device=self.device),
+            singles,
+            torch.from_numpy(index).to(self.device),
+            torch.from_numpy(valid).to(self.device),
+        )
+
+    def _append(self, session: HFSession, token: int, logp: float) -> None:
+        job = session.job
+        assert job is not None
+        job.new.append(token)
+        job.logps.append(logp)
+        job.ids.append(token)
+        stopped = token == self.renderer.close_id
+        if stopped or len(job.new) >= job.request.max_new_tokens:
+            if not job.future.done():
+                job.future.set_result(
+                    Generation(job.new, job.logps, self.version, "stop" if stopped else "length")
+                )
+            session.job = None
+
+
+def sample(logits: torch.Tensor, requests: list[Request]) -> tuple[list[int], list[float]]:
+    """Draw one token a row by inversion, each row with its own generator.
+
+    Args:
+        logits: Float32 ``[b, V]``.
+        requests: Temperature, top-p and generator of each row.
+
+    Returns:
+        Tokens, and their log-probabilities under the distributions they were drawn from.
+    """
+    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
+    logp = (logits / temperature[:, None]).log_softmax(-1)
+    for i, request in enumerate(requests):
+        if request.top_p < 1.0:
+            logp[i] = _nucleus(logp[i], request.top_p)
+    mass = logp.double().exp().cumsum(-1)
+    draws = [r.rng.random() for r in requests]
+    point = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * mass[:, -1:]
+    drawn = torch.searchsorted(mass, point, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
+    greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
+    tokens = torch.where(greedy, logp.argmax(-1), drawn)
+    return tokens.tolist(), logp.gather(1, tokens[:, None])[:, 0].tolist()
+
+
+def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Keep the smallest set of tokens that holds ``top_p`` of the mass, renormalised."""
+    order = logp.argsort(descending=True)
+    before = logp[order].exp().cumsum(0) - logp[order].exp()
+    cut = order[before >= top_p]
+    return logp.index_fill(0, cut, float("-inf")).log_softmax(-1)
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

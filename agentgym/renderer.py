@@ -1,0 +1,285 @@
+"""Messages to token ids, exactly and incrementally.
+
+A `Renderer` renders a conversation through the model's own chat template. What the policy sampled is never
+tokenised again: a later prompt re-uses the ids of the earlier one as long as the template shows history as it
+was. Where the template (or the context) rewrites history, the row forks, and the fork says what was edited.
+
+The text of a row is a list of pieces. A context piece is text that was rendered and tokenised; a sampled piece
+is what the policy wrote. A new prompt extends the row if its text begins with the text of all pieces; the
+remaining text is tokenised on its own. Both ends of a sampled piece are safe places to cut, since the engine
+itself starts sampling at the first and a special token stands at the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agentgym.errors import ContextFull, TemplateError
+from agentgym.types import Edit, Message, Segment
+
+_PROBE = "PROBE-7f3a"
+_EXCERPT = 400
+
+
+class ChatTokenizer(Protocol):
+    """What a renderer needs of a tokenizer."""
+
+    special: dict[str, int]
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt text of the messages, ready for the assistant's next turn."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise text without adding anything; special tokens in it become their ids."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids, special tokens included."""
+        ...
+
+
+class HFTokenizer:
+    """A Hugging Face tokenizer with a chat template as a `ChatTokenizer`."""
+
+    def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None):
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: ``PreTrainedTokenizerFast`` with a chat template.
+            template_kwargs: Arguments for the template, such as ``enable_thinking``.
+
+        Raises:
+            TemplateError: If the tokenizer has no chat template.
+        """
+        if not tokenizer.chat_template:
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: set tokenizer.chat_template "
+                "and save it, or use an instruction-tuned model"
+            )
+        self.tokenizer = tokenizer
+        self.template_kwargs = template_kwargs or {}
+        added = tokenizer.added_tokens_decoder
+        self.special = {str(t.content): i for i, t in added.items() if t.special}
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Render through ``apply_chat_template``."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise without special tokens added at the ends."""
+        return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode without cleaning spaces up."""
+        return str(
+            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+
+class ByteTokenizer:
+    """UTF-8 bytes and three special tokens, for policies that have no tokenizer of their own."""
+
+    special = {"<|im_start|>": 256, "<|im_end|>": 257}  # noqa: RUF012
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Render in ChatML."""
+        turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
+        return "".join(turns) + "<|im_start|>assistant\n"
+
+    def encode(self, text: str) -> list[int]:
+        """Tokenise to bytes."""
+        ids: list[int] = []
+        while text:
+            cuts = [(text.find(s), s) for s in self.special if s in text]
+            at, token = min(cuts) if cuts else (len(text), "")
+            ids += text[:at].encode()
+            ids += [self.special[token]] if token else []
+            text = text[at + len(token) :]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode bytes; invalid UTF-8 becomes U+FFFD."""
+        names = {i: s.encode() for s, i in self.special.items()}
+        return b"".join(names.get(i) or bytes([i]) for i in ids).decode(errors="replace")
+
+
+@dataclass
+class _Piece:
+    text: str
+    start: int
+    sampled: bool
+
+
+class Renderer:
+    """Renders conversations for one tokenizer; an episode keeps its state in a `Row`.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        close: Text of the token that ends an assistant turn.
+        close_id: Its id; a policy stops sampling there.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer):
+        """Probe the template.
+
+        Raises:
+            TemplateError: If an assistant turn does not end with a special token, if the generation prompt is
+                not how the template itself opens an assistant turn, or if the template drops content.
+        """
+        self.tokenizer = tokenizer
+        self.close, self.close_id = self._probe()
+
+    def _probe(self) -> tuple[str, int]:
+        system = Message(role="system", content="You are an agent.")
+        user = Message(role="user", content="first")
+        reply = Message(role="assistant", content=_PROBE)
+        try:
+            prompt = self.tokenizer.render([system, user])
+            text = self.tokenizer.render([system, user, reply, Message(role="user", content="second")])
+        except Exception as error:
+            raise TemplateError(
+                f"the chat template cannot render system, user, assistant, user messages: {error}"
+            ) from error
+        if text.count(_PROBE) != 1:
+            raise TemplateError("the chat template does not show an assistant message exactly once")
+        after = text.split(_PROBE)[1]
+        for token in sorted(self.tokenizer.special, key=len, reverse=True):
+            if after.startswith(token):
+                break
+        else:
+            raise TemplateError(
+                f"the chat template follows an assistant message with {after[:20]!r}, which is no special token: "
+                "the end of a turn cannot be recognised, so it cannot be rendered incrementally"
+            )
+        if not prompt or "second" not in after:
+            raise TemplateError("the chat template drops the message that follows an assistant turn")
+        return token, self.tokenizer.special[token]
+
+    def escape(self, text: str) -> str:
+        """Break up special tokens in text that comes from outside, so that it cannot fake a turn."""
+        for token in self.tokenizer.special:
+            if token in text:
+                text = text.replace(token, token[0] + " " + token[1:])
+        return text
+
+    def encode_reply(self, text: str) -> list[int]:
+        """Ids of an assistant message with its closing token, as a scripted policy would write it."""
+        return [*self.tokenizer.encode(self.escape(text)), self.close_id]
+
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """Text of sampled ids without the closing token."""
+        ids = ids[:-1] if ids and ids[-1] == self.close_id else ids
+        return self.tokenizer.decode(ids)
+
+
+class Row:
+    """The growing token rows of one episode."""
+
+    def __init__(self, renderer: Renderer, context_limit: int | None = None):
+        """Start without any segment.
+
+        Args:
+            renderer: Renderer of the policy's tokenizer.
+            context_limit: Longest prompt in tokens, or None.
+        """
+        self.renderer = renderer
+        self.context_limit = context_limit
+        self.segments: list[Segment] = []
+        self._pieces: list[_Piece] = []
+
+    @property
+    def segment(self) -> Segment:
+        """The segment that is being written."""
+        return self.segments[-1]
+
+    def prompt(self, messages: Sequence[Message], turn: int) -> int:
+        """Bring the row up to the prompt for these messages, by extending it or by a fork.
+
+        Args:
+            messages: What the policy is to see. Assistant messages hold the policy's decoded text.
+            turn: Index of the turn, for the edit record.
+
+        Returns:
+            The position in `segment` where the new context tokens start.
+
+        Raises:
+            ContextFull: If the prompt is longer than the limit. The row is left as it was.
+        """
+        text = self.renderer.tokenizer.render(messages)
+        matched, at = self._match(text)
+        if self.segments and matched == len(self._pieces):
+            return self._extend(text[at:])
+        return self._fork(text, matched, at, turn)
+
+    def sampled(self, ids: list[int], logps: list[float], version: int) -> tuple[int, int]:
+        """Append what the policy sampled.
+
+        Returns:
+            The span ``(start, stop)`` of the ids in `segment`.
+        """
+        start = len(self.segment)
+        self.segment.append_sampled(ids, logps, version)
+        text = self.renderer.tokenizer.decode(ids)
+        self._pieces.append(_Piece(text, start, sampled=True))
+        return start, len(self.segment)
+
+    def _match(self, text: str) -> tuple[int, int]:
+        """Number of pieces that ``text`` begins with, and where the rest of it starts."""
+        at = 0
+        close = self.renderer.close
+        for i, piece in enumerate(self._pieces):
+            if not piece.sampled:
+                if not text.startswith(piece.text, at):
+                    return i, at
+                at += len(piece.text)
+                continue
+            closed = piece.text.endswith(close) and self._ends_closed(i)
+            body = piece.text.removesuffix(close) if closed else piece.text
+            for shown in (body, body.rstrip(), body.lstrip(), body.strip()):
+                if text.startswith(shown + close, at):
+                    at += len(shown) + (len(close) if closed else 0)
+                    break
+            else:
+                return i, at
+        return len(self._pieces), at
+
+    def _ends_closed(self, i: int) -> bool:
+        stop = self._pieces[i + 1].start if i + 1 < len(self._pieces) else len(self.segment)
+        return self.segment.ids[stop - 1] == self.renderer.close_id
+
+    def _check(self, length: int) -> None:
+        if self.context_limit is not None and length > self.context_limit:
+            raise ContextFull(f"the prompt has {length} tokens, the context holds {self.context_limit}")
+
+    def _extend(self, rest: str) -> int:
+        ids = self.renderer.tokenizer.encode(rest)
+        start = len(self.segment)
+        self._check(start + len(ids))
+        self.segment.append_context(ids)
+        self._pieces.append(_Piece(rest, start, sampled=False))
+        return start
+
+    def _fork(self, text: str, matched: int, at: int, turn: int) -> int:
+        pieces, old = self._pieces[:matched], self.segments[-1] if self.segments else None
+        kept = 0
+        if old is not None:
+            kept = self._pieces[matched].start
+        shared = old.ids[:kept] if old else []
+        ids = self.renderer.tokenizer.encode(text[at:])
+        self._check(kept + len(ids))
+        edit = None
+        if old is not None:
+            before = "".join(p.text for p in self._pieces[matched:])
+            edit = Edit(turn, kept, len(old) - kept, before[:_EXCERPT], text[at:][:_EXCERPT])
+        new = Segment(edit=edit)
+        new.append_context([*shared, *ids])
+        self.segments.append(new)
+        self._pieces = [*pieces, _Piece(text[at:], kept, sampled=False)]
+        return kept

@@ -1,0 +1,133 @@
+"""One HTML page for a run: curves, before and after, and every stored trajectory down to its tokens.
+
+The page is one file that needs no network. Its data are JSON in inert script tags, one per trajectory, which the
+page parses only when that trajectory is opened. Text from environments and models is never read as HTML.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import os
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from agentgym import errors, report_data, store
+from agentgym.types import Trajectory
+
+_SCRIPTS = ("report.js", "report_curves.js", "report_tokens.js", "report_trajectory.js")
+
+
+def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
+    """Write ``report.html`` into a run folder, replacing an older one.
+
+    The folder holds ``metrics.jsonl``, ``config.yaml`` and ``trajectories/*.jsonl``; two files are optional:
+    ``evaluation.json`` (before and after) and ``tokens.json`` (the decoded piece of every token id).
+
+    Args:
+        run_dir: The run folder.
+        limit: Most trajectories in the page; of larger runs each file gives an equal share, first ones first.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: The folder or one of its files is missing, empty or damaged.
+    """
+    run = Path(run_dir)
+    _check_folder(run)
+    curves = report_data.read_metrics(run)
+    files, total = _sample(run, limit)
+    trajectories = [trajectory for _, found in files for trajectory in found]
+    if not trajectories:
+        raise errors.ConfigError(
+            f"{run}/trajectories: no trajectory in its .jsonl files; let the run store some"
+        )
+    systems: dict[str, int] = {}
+    details = [report_data.detail(trajectory, systems) for trajectory in trajectories]
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    index = {
+        "name": run.resolve().name,
+        "facts": report_data.facts(config, curves, trajectories, total),
+        "config": config,
+        "evaluation": report_data.evaluation(run / "evaluation.json"),
+        "curves": [report_data.curve(name, curves) for name in curves if not name.endswith(("_lo", "_hi"))],
+        "systems": list(systems),
+        "files": [name for name, _ in files],
+        "total": total,
+        "list": report_data.columns(trajectories, [i for i, (_, found) in enumerate(files) for _ in found]),
+        "tokens": report_data.token_pieces(run / "tokens.json", trajectories),
+    }
+    path = run / "report.html"
+    with store.atomic_file(path) as file:
+        file.write(_page(index, details))
+    return path
+
+
+def _check_folder(run: Path) -> None:
+    if not run.is_dir():
+        raise errors.ConfigError(f"no run folder {run}: give the folder that a trainer wrote")
+    expected = {
+        "metrics.jsonl": _is_filled(run / "metrics.jsonl"),
+        "config.yaml": _is_filled(run / "config.yaml"),
+        "trajectories/*.jsonl": any((run / "trajectories").glob("*.jsonl")),
+    }
+    absent = [name for name, there in expected.items() if not there]
+    if absent:
+        raise errors.ConfigError(
+            f"{run} is not a complete run folder: missing or empty: {', '.join(absent)}; "
+            f"expected {', '.join(expected)}, as a trainer writes them"
+        )
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _sample(run: Path, limit: int) -> tuple[list[tuple[str, list[Trajectory]]], int]:
+    """The trajectories to show by file stem, and how many the files hold in all."""
+    paths = sorted((run / "trajectories").glob("*.jsonl"))
+    counts = [max(0, len(path.read_bytes().splitlines()) - 1) for path in paths]
+    shares = [0] * len(paths)
+    left = limit
+    for done, index in enumerate(sorted(range(len(paths)), key=counts.__getitem__)):
+        shares[index] = min(counts[index], left // (len(paths) - done))
+        left -= shares[index]
+    files = [
+        (path.stem, list(itertools.islice(store.iter_read(path), share)))
+        for path, share in zip(paths, shares, strict=True)
+    ]
+    return files, sum(counts)
+
+
+def _page(index: dict[str, Any], details: list[dict[str, Any]]) -> bytes:
+    package = resources.files("agentgym")
+    css = (package / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((package / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    data = [_data("index", index), *(_data(f"t{number}", detail) for number, detail in enumerate(details))]
+    parts = {
+        "title": html.escape(index["name"]),
+        "policy": f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(css)}",
+        "css": css,
+        "script": script,
+        "data": "\n".join(data),
+    }
+    template = (package / "report.html").read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    return page.encode("utf-8", "backslashreplace")  # a lone surrogate in JSON becomes its escape
+
+
+def _data(name: str, value: dict[str, Any]) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    escaped = text.replace("<", "\\u003c")  # neither </script> nor <!-- can end the data
+    return f'<script type="application/json" id="{name}">{escaped}</script>'
+
+
+def _hash(text: str) -> str:
+    """The source expression that lets exactly this inline script or style run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,362 @@
+"""Episodes, run concurrently in groups, each failure with a type.
+
+A group shares one environment seed; its members differ in their sampling seeds alone. What fails outside the policy
+is tried again in a fresh environment, and if that does not help the whole group is dropped and counted: a failure is
+never a reward of zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentgym import seeding
+from agentgym.actions import make_codec
+from agentgym.context import make_context
+from agentgym.env_worker import EnvPool, EnvWorker, StepTimeout
+from agentgym.errors import ConfigError, ContextFull, EngineError, EnvError, SandboxError, TooManyFailures
+from agentgym.policies.base import Policy, Request, Session
+from agentgym.renderer import Row
+from agentgym.types import Group, Message, Status, Trajectory, Turn
+
+_FAILURES = (EnvError, SandboxError, EngineError)
+
+
+@dataclass
+class RolloutConfig:
+    """How episodes are played.
+
+    Attributes:
+        max_turns: Turns before an episode is truncated.
+        max_new_tokens: Tokens a turn may have, the closing one included.
+        context_limit: Tokens of prompt and answer together.
+        temperature: Sampling temperature.
+        top_p: Nucleus; anything below 1 samples from another distribution than the trainer's.
+        codec: How text becomes an action: plain, tagged, tool_call, choice.
+        context: What the policy sees: append, window:K, workspace.
+        parse_limit: Answers in a row without an action before the episode ends.
+        concurrency: Episodes that run at the same time.
+        step_timeout: Seconds an environment may take for a reset or a step.
+        episode_timeout: Seconds an episode may take.
+        retries: Fresh environments tried after a failure.
+        max_failure_rate: Share of failed groups (of at least 8) above which the run stops.
+    """
+
+    max_turns: int = 20
+    max_new_tokens: int = 32
+    context_limit: int = 4096
+    temperature: float = 1.0
+    top_p: float = 1.0
+    codec: str = "plain"
+    context: str = "append"
+    parse_limit: int = 3
+    concurrency: int = 64
+    step_timeout: float = 60.0
+    episode_timeout: float = 900.0
+    retries: int = 2
+    max_failure_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        make_codec(self.codec)
+        make_context(self.context)
+        for name in ("max_turns", "max_new_tokens", "context_limit", "parse_limit", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"rollout.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.max_new_tokens >= self.context_limit:
+            raise ConfigError(
+                f"rollout.max_new_tokens ({self.max_new_tokens}) leaves no room in rollout.context_limit "
+                f"({self.context_limit})"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError("rollout.temperature must be 0 or more, rollout.top_p above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode to play.
+
+    Attributes:
+        env_seed: Seed of the environment.
+        sampling_seed: Seed of the policy's sampling.
+        group: Name of the group.
+        index: Position of the group in its batch.
+        member: Position in the group.
+    """
+
+    env_seed: int
+    sampling_seed: int
+    group: str
+    index: int
+    member: int
+
+
+@dataclass
+class RolloutStats:
+    """What happened beside the groups that came out."""
+
+    groups: int = 0
+    dropped_groups: int = 0
+    episodes: int = 0
+    retries: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+
+    def count(self, status: Status, message: str) -> None:
+        """Count a failed attempt, keeping one message of each kind."""
+        self.errors[status.value] = self.errors.get(status.value, 0) + 1
+        self.messages[status.value] = message
+
+
+def group_tasks(run_seed: int, step: int, groups: int, size: int, first: int = 0) -> list[Task]:
+    """Tasks of a training step: ``groups`` groups of ``size`` members, numbered from ``first``."""
+    return [
+        Task(
+            seeding.env_seed(run_seed, step, g),
+            seeding.member_seed(run_seed, step, g, m),
+            f"{step:05d}-{g:03d}",
+            g,
+            m,
+        )
+        for g in range(first, first + groups)
+        for m in range(size)
+    ]
+
+
+class Rollout:
+    """Plays tasks with a policy in the environments of a pool.
+
+    Attributes:
+        stats: Counts since the start, failures among them.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        policy: Policy,
+        config: RolloutConfig,
+        options: dict[str, Any] | None = None,
+        on_episode: Callable[[Trajectory], None] | None = None,
+    ):
+        """Prepare; nothing runs yet.
+
+        Args:
+            pool: Environments.
+            policy: Who acts.
+            config: How.
+            options: Options of every ``env.reset``, such as ``{"split": "test"}``.
+            on_episode: Called with every finished trajectory, failed ones too.
+        """
+        self.pool, self.policy, self.config = pool, policy, config
+        self.options = {**(options or {}), **policy.env_options}
+        self.on_episode = on_episode
+        self.codec = make_codec(config.codec)
+        self.context = make_context(config.context)
+        self.stats = RolloutStats()
+
+    def collect(self, tasks: Sequence[Task]) -> list[Group]:
+        """Play tasks to the end; see `stream`."""
+
+        async def run() -> list[Group]:
+            return [group async for group in self.stream(tasks)]
+
+        return sorted(asyncio.run(run()), key=lambda group: group.id)
+
+    async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Group]:
+        """Play tasks and yield each group once its members are done.
+
+        Raises:
+            TooManyFailures: If more groups failed than ``max_failure_rate`` allows.
+            ConfigError: If the first prompt does not fit, or the environment refuses its options.
+        """
+        sizes: dict[str, int] = {}
+        for task in tasks:
+            sizes[task.group] = sizes.get(task.group, 0) + 1
+        pending = list(reversed(tasks))
+        done: asyncio.Queue[Trajectory] = asyncio.Queue()
+        workers = [
+            asyncio.create_task(self._work(self.policy.open(), pending, done))
+            for _ in range(min(self.config.concurrency, len(tasks)))
+        ]
+        parts: dict[str, list[Trajectory]] = {}
+        try:
+            for _ in tasks:
+                trajectory = await self._next(done, workers)
+                self.stats.episodes += 1
+                if self.on_episode:
+                    self.on_episode(trajectory)
+                members = parts.setdefault(trajectory.group, [])
+                members.append(trajectory)
+                if len(members) < sizes[trajectory.group]:
+                    continue
+                self.stats.groups += 1
+                if any(t.status and t.status.failed for t in members):
+                    self.stats.dropped_groups += 1
+                    self._stop_if_too_many()
+                    continue
+                members.sort(key=lambda t: t.member)
+                yield Group(trajectory.group, trajectory.env_seed, members)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _next(self, done: asyncio.Queue[Trajectory], workers: list[asyncio.Task[None]]) -> Trajectory:
+        """The next finished trajectory, or the error that ended a worker."""
+        getter = asyncio.ensure_future(done.get())
+        while not getter.done():
+            alive = [w for w in workers if not w.done()]
+            await asyncio.wait([getter, *alive], return_when=asyncio.FIRST_COMPLETED)
+            for worker in workers:
+                if worker.done() and not worker.cancelled() and (error := worker.exception()):
+                    getter.cancel()
+                    raise error
+        return getter.result()
+
+    def _stop_if_too_many(self) -> None:
+        stats = self.stats
+        if stats.groups >= 8 and stats.dropped_groups > self.config.max_failure_rate * stats.groups:
+            raise TooManyFailures(
+                f"{stats.dropped_groups} of {stats.groups} groups failed for reasons outside the policy "
+                f"({', '.join(f'{k}: {v}' for k, v in stats.messages.items())}); "
+                f"the limit is rollout.max_failure_rate={self.config.max_failure_rate:g}"
+            )
+
+    async def _work(self, session: Session, pending: list[Task], done: asyncio.Queue[Trajectory]) -> None:
+        try:
+            while pending:
+                await done.put(await self._attempts(session, pending.pop()))
+        finally:
+            session.close()
+
+    async def _attempts(self, session: Session, task: Task) -> Trajectory:
+        for attempt in range(1, self.config.retries + 2):
+            worker = self.pool.take()
+            trajectory = self._blank(task, attempt)
+            status, message = await self._guarded(session, worker, task, trajectory)
+            if status is None:
+                self.pool.give_back(worker)
+                return trajectory
+            self.pool.discard(worker)
+            self.stats.count(status, message)
+            trajectory.status, trajectory.error = status, message
+            if attempt <= self.config.retries:
+                self.stats.retries += 1
+        return trajectory
+
+    def _blank(self, task: Task, attempt: int) -> Trajectory:
+        return Trajectory(
+            env_id=self.pool.env_id,
+            env_seed=task.env_seed,
+            group=task.group,
+            member=task.member,
+            sampling_seed=task.sampling_seed,
+            policy=self.policy.name,
+            attempts=attempt,
+        )
+
+    async def _guarded(
+        self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory
+    ) -> tuple[Status | None, str]:
+        """Play one attempt; None, or the status and message of what broke outside the policy."""
+        try:
+            async with asyncio.timeout(self.config.episode_timeout):
+                await self._episode(session, worker, task, trajectory)
+            return None, ""
+        except TimeoutError:
+            return Status.TIMEOUT, f"the episode took longer than {self.config.episode_timeout:g} s"
+        except StepTimeout as error:
+            return Status.TIMEOUT, str(error)
+        except SandboxError as error:
+            return Status.SANDBOX_ERROR, str(error)
+        except EnvError as error:
+            return Status.ENV_ERROR, str(error)
+        except EngineError as error:
+            return Status.ENGINE_ERROR, str(error)
+        except BaseException:
+            self.pool.discard(worker)
+            raise
+
+    async def _episode(self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory) -> None:
+        config = self.config
+        session.begin((task.index, task.member), task.group)
+        observation, info, instructions = await worker.reset(task.env_seed, self.options, config.step_timeout)
+        renderer = self.policy.renderer
+        row = Row(renderer, config.context_limit - config.max_new_tokens)
+        trajectory.segments = row.segments
+        trajectory.messages.append(
+            Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}"))
+        )
+        parse_errors = 0
+        for turn in range(config.max_turns):
+            admissible = info.get("admissible_commands") or []
+            shown = self.codec.show(observation, admissible)
+            trajectory.messages.append(Message(role="user", content=renderer.escape(shown)))
+            try:
+                prompt_start = row.prompt(self.context.view(trajectory.messages), turn)
+            except ContextFull as error:
+                if turn == 0:
+                    raise ConfigError(
+                        f"{self.pool.env_id}: the first prompt does not fit: {error}, of which "
+                        f"rollout.max_new_tokens={config.max_new_tokens} are kept for the answer; "
+                        "raise rollout.context_limit"
+                    ) from error
+                trajectory.messages.pop()
+                trajectory.status = Status.CONTEXT_FULL
+                break
+            started = time.perf_counter()
+            generation = await session.generate(self._request(row, task, turn, info, admissible))
+            start, stop = row.sampled(generation.ids, generation.logps, generation.version)
+            text = renderer.decode_reply(generation.ids)
+            parsed = self.codec.parse(text, admissible)
+            record = Turn(
+                observation=shown,
+                segment=len(row.segments) - 1,
+                prompt_start=prompt_start,
+                start=start,
+                stop=stop,
+                text=text,
+                action=parsed.action,
+                parse_error=parsed.error,
+                finish=generation.finish,
+                policy_s=time.perf_counter() - started,
+            )
+            trajectory.turns.append(record)
+            trajectory.messages.append(Message(role="assistant", content=text))
+            if parsed.action is None:
+                parse_errors += 1
+                observation = f"Invalid answer: {parsed.error}."
+                if parse_errors >= config.parse_limit:
+                    trajectory.status = Status.PARSE_LIMIT
+                    break
+                continue
+            parse_errors = 0
+            started = time.perf_counter()
+            observation, record.reward, terminated, truncated, info = await worker.step(
+                parsed.action, config.step_timeout
+            )
+            record.env_s = time.perf_counter() - started
+            if terminated or truncated:
+                trajectory.status = Status.DONE if terminated else Status.TRUNCATED
+                break
+        trajectory.status = trajectory.status or Status.TRUNCATED
+        trajectory.final_observation = observation
+        trajectory.success = info.get("success")
+        trajectory.info = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
+        trajectory.info.pop("expert_action", None)
+
+    def _request(
+        self, row: Row, task: Task, turn: int, info: dict[str, Any], admissible: Sequence[str]
+    ) -> Request:
+        config, renderer = self.config, self.policy.renderer
+        return Request(
+            ids=list(row.segment.ids),
+            max_new_tokens=config.max_new_tokens,
+            rng=seeding.turn_rng(task.sampling_seed, turn),
+            temperature=config.temperature,
+            top_p=config.top_p,
+            info=info,
+            encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
+        )

@@ -1,0 +1,367 @@
+"""GRPO and its relatives for multi-turn agents: group-relative advantages, one per trajectory.
+
+G trajectories of one task (same environment seed) get returns R_i. With m = 1 on the tokens the policy sampled:
+
+    A_i      = (R_i − mean_g R) / (std_g R + 1e-6)                       GRPO, DeepSeekMath 2402.03300, eq. 4
+    ρ[i,t]   = π_θ(o[i,t]) / π_old(o[i,t])
+    ℓ[i,t]   = −min(ρ A, clip(ρ, 1−ε_low, 1+ε_high) A) + β · k3(π_θ ‖ π_ref)
+    L(θ)     = Σ w[i,t] · ℓ[i,t],   w from the aggregation
+
+| equation                          | function                               |
+|-----------------------------------|----------------------------------------|
+| A_i                               | `credit.group_advantage`               |
+| DAPO's overlong penalty           | `credit.overlong_penalty`              |
+| clipped surrogate                 | `learner.losses.clipped_surrogate`     |
+| sequence ratio (GSPO)             | `learner.losses.gspo_surrogate`        |
+| k3                                | `learner.losses.kl_k3`                 |
+| w                                 | `learner.losses.token_weights`         |
+
+The relatives are settings of `Algo`; `PRESETS` names them:
+
+| preset   | centre, scale of A | ratio, clip          | aggregation         | else                                  |
+|----------|--------------------|----------------------|---------------------|---------------------------------------|
+| grpo     | group, group       | token, .2/.2         | seq_mean_token_mean |                                       |
+| dr_grpo  | group, none        | token, .2/.2         | const               |                                       |
+| dapo     | group, group       | token, .2/.28        | token_mean          | groups without spread are drawn again |
+| gspo     | group, group       | sequence, 3e-4/4e-4  | seq_mean_token_mean |                                       |
+| rloo     | loo, none          | token, .2/.2         | token_mean          |                                       |
+| lite_ppo | group, batch       | token, .2/.2         | token_mean          |                                       |
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from agentgym.config import build, overlay
+from agentgym.credit import group_advantage, overlong_penalty
+from agentgym.errors import ConfigError, unknown
+from agentgym.evaluate import Evaluation, evaluate
+from agentgym.learner import checkpoint
+from agentgym.learner.learner import Learner, LossFn, OptimConfig
+from agentgym.learner.logprobs import TokenOutput, token_logprobs
+from agentgym.learner.losses import (
+    clip_fraction,
+    clipped_surrogate,
+    gspo_surrogate,
+    kl_k3,
+    sequence_ratio,
+    token_ratio,
+    token_weights,
+)
+from agentgym.learner.pack import MicroBatch, pack, rows_of
+from agentgym.learner.setup import EnvConfig, EvalConfig, ModelConfig, check_context, open_model
+from agentgym.policies.hf import HFPolicy
+from agentgym.rollout import Rollout, RolloutConfig, group_tasks
+from agentgym.run import Run, progress
+from agentgym.types import Group, Trajectory
+
+
+@dataclass
+class Algo:
+    """What distinguishes GRPO from its relatives.
+
+    Attributes:
+        center: What is subtracted from the return: group, loo (leave one out), batch, none.
+        scale: What it is divided by: group, batch (std of raw returns), batch_centered, none.
+        ratio: Importance ratio of a token, or of the whole sequence (GSPO).
+        clip_low: ε_low.
+        clip_high: ε_high.
+        dual_clip: Bound c on the loss of negative advantages, or None.
+        aggregation: token_mean, seq_mean_token_mean, seq_mean_token_sum, const.
+        const_length: Length that ``const`` divides by, in tokens.
+        kl_coef: β; above 0 a frozen copy of the starting model is the reference policy.
+        entropy_coef: Weight of an entropy bonus.
+        resample: Draw new groups in place of those whose returns are all equal (DAPO).
+        max_resample: Most extra rounds of groups a step.
+        overlong_length: L_max of DAPO's overlong penalty in action tokens, 0 for no penalty.
+        overlong_buffer: Its buffer c.
+    """
+
+    center: Literal["group", "loo", "batch", "none"] = "group"
+    scale: Literal["group", "batch", "batch_centered", "none"] = "group"
+    ratio: Literal["token", "sequence"] = "token"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "const"] = (
+        "seq_mean_token_mean"
+    )
+    const_length: int = 256
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    resample: bool = False
+    max_resample: int = 4
+    overlong_length: int = 0
+    overlong_buffer: int = 0
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"scale": "none", "aggregation": "const"},
+    "dapo": {"clip_high": 0.28, "aggregation": "token_mean", "resample": True},
+    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4},
+    "rloo": {"center": "loo", "scale": "none", "aggregation": "token_mean"},
+    "lite_ppo": {"scale": "batch", "aggregation": "token_mean"},
+}
+
+
+@dataclass
+class Config:
+    """Settings of a GRPO run.
+
+    Attributes:
+        preset: A row of the table above; settings under ``algo`` change it.
+        env: The environment.
+        model: The starting policy.
+        rollout: How episodes are played.
+        optim: The optimizer.
+        algo: The algorithm.
+        eval: Evaluation.
+        steps: Training steps.
+        groups: Groups (tasks) of a step.
+        group_size: Members of a group.
+        updates: Passes over a step's trajectories.
+        minibatches: Optimizer steps of a pass.
+        save_every: Steps between checkpoints.
+        show_every: Steps between saved sample trajectories.
+        seed: Seed of everything.
+    """
+
+    preset: str = "grpo"
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    algo: Algo = field(default_factory=Algo)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    steps: int = 100
+    groups: int = 8
+    group_size: int = 8
+    updates: int = 1
+    minibatches: int = 1
+    save_every: int = 20
+    show_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "groups", "updates", "minibatches", "save_every", "show_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.group_size < 2:
+            raise ConfigError(f"group_size is {self.group_size}: a group needs 2 members to compare")
+        if self.minibatches > self.groups:
+            raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
+        if self.rollout.top_p < 1 or self.rollout.temperature == 0:
+            raise ConfigError(
+                "training samples from the whole distribution: rollout.top_p=1, temperature above 0"
+            )
+        if self.algo.overlong_length and not 0 < self.algo.overlong_buffer <= self.algo.overlong_length:
+            raise ConfigError("algo.overlong_buffer must be above 0 and at most algo.overlong_length")
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Build the config, the preset below the settings given.
+
+    Raises:
+        ConfigError: For an unknown preset or key.
+    """
+    preset = values.get("preset", "grpo")
+    if preset not in PRESETS:
+        raise unknown("preset", str(preset), PRESETS)
+    return build(Config, overlay({"algo": PRESETS[preset]}, values))
+
+
+def collect(cfg: Config, rollout: Rollout, step: int) -> list[Group]:
+    """Groups of a step; with ``resample``, groups without spread are replaced by new ones (DAPO)."""
+    groups: list[Group] = []
+    drawn = 0
+    for _ in range(1 + (cfg.algo.max_resample if cfg.algo.resample else 0)):
+        want = cfg.groups - len(groups)
+        new = rollout.collect(group_tasks(cfg.seed, step, want, cfg.group_size, first=drawn))
+        drawn += want
+        groups += [g for g in new if not cfg.algo.resample or np.ptp(returns(cfg.algo, g.trajectories)) > 0]
+        if len(groups) == cfg.groups:
+            break
+    return groups
+
+
+def returns(algo: Algo, trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """R_i of each trajectory, the overlong penalty included."""
+    out = np.array([t.episode_return for t in trajectories])
+    if algo.overlong_length:
+        tokens = np.array([t.action_tokens for t in trajectories])
+        out = out + overlong_penalty(tokens, algo.overlong_length, algo.overlong_buffer)
+    return out
+
+
+def assign_advantages(algo: Algo, groups: Sequence[Group]) -> np.ndarray:
+    """Write A_i on every sampled token of trajectory i, and return the A_i."""
+    trajectories = [t for g in groups for t in g.trajectories]
+    names = [t.group for t in trajectories]
+    advantages = group_advantage(returns(algo, trajectories), names, algo.center, algo.scale)
+    for trajectory, advantage in zip(trajectories, advantages, strict=True):
+        for segment in trajectory.segments:
+            segment.advantages = [float(advantage) * m for m in segment.mask]
+    return np.asarray(advantages)
+
+
+def batches(trajectories: Sequence[Trajectory], cfg: Config) -> list[MicroBatch]:
+    """Pack the trajectories of one optimizer step and weigh their tokens over all of them."""
+    rows = [row for i, t in enumerate(trajectories) for row in rows_of(t, i)]
+    micro = pack(rows, cfg.optim.token_budget, cfg.optim.share_prefixes)
+    seq = torch.cat([m.trajectory for m in micro])
+    weights = token_weights(seq, len(trajectories), cfg.algo.aggregation, cfg.algo.const_length)
+    for batch, part in zip(micro, weights.split([len(m.targets) for m in micro]), strict=True):
+        batch.weights = part
+    return micro
+
+
+def make_loss(algo: Algo, reference: Any | None, temperature: float) -> LossFn:
+    """The loss of a micro-batch."""
+
+    def loss_fn(out: TokenOutput, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        a, eps = batch.advantages, (algo.clip_low, algo.clip_high)
+        if algo.ratio == "sequence":
+            loss = gspo_surrogate(out.logp, batch.old_logp, a, batch.trajectory, *eps)
+            ratio = sequence_ratio(out.logp.detach(), batch.old_logp, batch.trajectory)
+        else:
+            loss = clipped_surrogate(out.logp, batch.old_logp, a, *eps, algo.dual_clip)
+            ratio = token_ratio(out.logp.detach(), batch.old_logp)
+        metrics = {
+            "policy/entropy": out.entropy,
+            "policy/clip_frac": clip_fraction(ratio, a, *eps).expand_as(a),
+            "policy/mismatch_kl": kl_k3(batch.old_logp, out.logp.detach()),
+        }
+        if reference is not None:
+            with torch.no_grad():
+                ref_logp = token_logprobs(reference, batch, temperature).logp
+            kl = kl_k3(out.logp, ref_logp)
+            loss = loss + algo.kl_coef * kl
+            metrics["policy/kl_ref"] = kl
+        return (batch.weights * (loss - algo.entropy_coef * out.entropy)).sum(), metrics
+
+    return loss_fn
+
+
+def update(
+    cfg: Config, learner: Learner, groups: Sequence[Group], advantages: np.ndarray, loss: LossFn
+) -> dict[str, float]:
+    """All optimizer steps of one training step; the metrics are those of the first, where the policy is π_old."""
+    trajectories = [t for g in groups for t in g.trajectories]
+    metrics: dict[str, float] = {}
+    for _ in range(cfg.updates):
+        for part in np.array_split(np.arange(len(trajectories)), cfg.minibatches):
+            if np.any(advantages[part] != 0) or cfg.algo.kl_coef or cfg.algo.entropy_coef:
+                chosen = [trajectories[i] for i in part]
+                new = learner.step(batches(chosen, cfg), loss, cfg.rollout.temperature)
+                metrics = metrics or new
+                metrics["policy/clip_frac"] = max(metrics["policy/clip_frac"], new["policy/clip_frac"])
+    return metrics
+
+
+def rollout_metrics(groups: Sequence[Group], rollout: Rollout, seconds: float) -> dict[str, float]:
+    """What the episodes of a step were like."""
+    trajectories = [t for g in groups for t in g.trajectories]
+    if not trajectories:
+        return {"group/kept": 0.0}
+    tokens = sum(t.action_tokens for t in trajectories)
+    spread = [np.ptp([t.episode_return for t in g.trajectories]) for g in groups]
+    errors = {f"rollout/error/{kind}": float(n) for kind, n in rollout.stats.errors.items()}
+    return {
+        "reward/mean": float(np.mean([t.episode_return for t in trajectories])),
+        "episode/success": float(np.mean([bool(t.success) for t in trajectories])),
+        "episode/turns": float(np.mean([len(t.turns) for t in trajectories])),
+        "episode/parse_error": float(np.mean([any(u.parse_error for u in t.turns) for t in trajectories])),
+        "tokens/action": tokens / len(trajectories),
+        "group/kept": float(len(groups)),
+        "group/zero_std_frac": float(np.mean(np.array(spread) == 0)),
+        "rollout/dropped_groups": float(rollout.stats.dropped_groups),
+        "perf/action_tok_s": tokens / seconds,
+        "time/rollout": seconds,
+        **errors,
+    }
+
+
+def eval_metrics(result: Evaluation) -> dict[str, float]:
+    """An evaluation as metrics."""
+    low, high = result.success.ci95
+    return {
+        "eval/success": result.success.mean,
+        "eval/success_lo": low,
+        "eval/success_hi": high,
+        "eval/return": result.returns.mean,
+        "eval/turns": result.turns.mean,
+    }
+
+
+def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evaluation]:
+    """Collect, credit, update, log, save; evaluation before and after; the model is left in ``OUT/final``."""
+    pool = cfg.env.pool()
+    model, tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
+    check_context(model, cfg.rollout)
+    run = Run(out, cfg, resume)
+    run.tokens(tokenizer)
+    reference = copy.deepcopy(model).requires_grad_(False) if cfg.algo.kl_coef else None
+    learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "grpo")
+    loss = make_loss(cfg.algo, reference, cfg.rollout.temperature)
+    step = 0
+    if resume and (last := checkpoint.latest(run.dir / "checkpoints")):
+        state = checkpoint.restore(last, model)
+        learner.load_state(state)
+        step = int(state["step"])
+    run.rewind(step)
+
+    with pool, progress() as bar:
+        results: dict[str, Evaluation] = {}
+
+        def measure(name: str, episodes: int) -> None:
+            job = bar.add_task(f"eval {name}", total=episodes, note="")
+            results[name], played = evaluate(
+                pool,
+                policy,
+                cfg.rollout,
+                episodes,
+                cfg.eval.seed,
+                cfg.env.eval_options,
+                on_episode=lambda _: bar.advance(job),
+            )
+            bar.update(job, note=f"success {results[name].success.mean:.1%}")
+            run.trajectories(f"eval_{name}", played[:32])
+            if name in ("before", "after") or step:
+                run.log(step, eval_metrics(results[name]))
+
+        if step == 0:
+            measure("before", cfg.eval.final_episodes)
+        job = bar.add_task("grpo", total=cfg.steps, completed=step, note="")
+        rollout = Rollout(pool, policy, cfg.rollout, cfg.env.options)
+        while step < cfg.steps:
+            started = time.perf_counter()
+            groups = collect(cfg, rollout, step)
+            collected = time.perf_counter()
+            metrics = rollout_metrics(groups, rollout, collected - started)
+            if groups:
+                advantages = assign_advantages(cfg.algo, groups)
+                metrics |= update(cfg, learner, groups, advantages, loss)
+            step += 1
+            policy.weights_changed(step)
+            metrics["time/update"] = time.perf_counter() - collected
+            run.log(step, metrics)
+            bar.update(job, completed=step, note=f"success {metrics.get('episode/success', 0):.1%}")
+            if step % cfg.show_every == 0 or step == 1:
+                run.trajectories(f"step_{step:05d}", [t for g in groups[:4] for t in g.trajectories])
+            if cfg.eval.every and step % cfg.eval.every == 0 and step < cfg.steps:
+                measure(f"step {step}", cfg.eval.episodes)
+            if step % cfg.save_every == 0 or step == cfg.steps:
+                state = {**learner.state(), "step": step}
+                checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
+        checkpoint.save_model(run.dir / "final", model, tokenizer)
+        measure("after", cfg.eval.final_episodes)
+    return results

@@ -1,0 +1,180 @@
+"""Supervised fine-tuning on demonstrations: the warm start of every method here.
+
+For demonstrations with tokens o_i and a mask m that is 1 on the demonstrator's tokens:
+
+    L(θ) = − Σ_i Σ_t m[i,t] · log π_θ(o[i,t] | o[i,<t]) / Σ_i Σ_t m[i,t]
+
+| equation                    | function                         |
+|-----------------------------|----------------------------------|
+| − log π_θ                   | `learner.losses.sft_loss`        |
+| mean over all trained tokens| `learner.losses.token_weights`   |
+
+The demonstrator is the environment's expert, which plays a random admissible command in ``noise`` of its turns. A
+noisy demonstrator shows states that a perfect one never visits, and leaves reinforcement learning something to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from agentgym import seeding, store
+from agentgym.context import make_context
+from agentgym.env_worker import EnvPool
+from agentgym.errors import ConfigError
+from agentgym.evaluate import Evaluation, evaluate
+from agentgym.learner import checkpoint
+from agentgym.learner.learner import Learner, OptimConfig
+from agentgym.learner.logprobs import TokenOutput
+from agentgym.learner.losses import sft_loss, token_weights
+from agentgym.learner.pack import MicroBatch, pack, rows_of
+from agentgym.learner.setup import EnvConfig, EvalConfig, ModelConfig, check_context, open_model
+from agentgym.policies.hf import HFPolicy
+from agentgym.policies.scripted import ExpertPolicy
+from agentgym.renderer import Renderer, Row
+from agentgym.rollout import Rollout, RolloutConfig, group_tasks
+from agentgym.run import Run, progress
+from agentgym.types import Trajectory
+
+
+@dataclass
+class Config:
+    """Settings of an SFT run.
+
+    Attributes:
+        env: The environment.
+        model: The model.
+        rollout: How demonstrations and evaluations are played.
+        optim: The optimizer.
+        eval: Evaluation.
+        demonstrations: Episodes of the demonstrator.
+        noise: Share of turns in which it plays a random admissible command.
+        epochs: Passes over the demonstrations.
+        batch_size: Demonstrations of one optimizer step.
+        save_every: Optimizer steps between checkpoints.
+        seed: Seed of everything.
+    """
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-3))
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    demonstrations: int = 512
+    noise: float = 0.0
+    epochs: int = 3
+    batch_size: int = 16
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("demonstrations", "epochs", "batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def demonstrate(cfg: Config, pool: EnvPool, file: Path) -> list[Trajectory]:
+    """Let the expert play, or read what it played before."""
+    if file.exists():
+        return store.read(file)
+    expert = ExpertPolicy(noise=cfg.noise)
+    tasks = group_tasks(cfg.seed, 0, cfg.demonstrations, 1)
+    with progress() as bar:
+        job = bar.add_task("demonstrations", total=len(tasks), note="")
+        # an expert writes whole actions: the byte count of its messages is no limit
+        config = RolloutConfig(**{**vars(cfg.rollout), "context_limit": 1_000_000, "max_new_tokens": 1000})
+        rollout = Rollout(pool, expert, config, cfg.env.options, lambda _: bar.advance(job))
+        demos = [t for group in rollout.collect(tasks) for t in group.trajectories]
+    store.write(file, demos)
+    return demos
+
+
+def tokenise(demo: Trajectory, renderer: Renderer, cfg: RolloutConfig) -> Trajectory:
+    """The demonstration in the tokens of a model, as if the model had written it."""
+    row, context = Row(renderer), make_context(cfg.context)
+    turns = []
+    for k, message in enumerate(demo.messages):
+        if message["role"] == "assistant":
+            prompt_start = row.prompt(context.view(demo.messages[:k]), len(turns))
+            ids = renderer.encode_reply(message["content"])
+            start, stop = row.sampled(ids, [0.0] * len(ids), -1)
+            old = demo.turns[len(turns)]
+            span = {"segment": len(row.segments) - 1, "prompt_start": prompt_start}
+            turns.append(type(old)(**{**vars(old), **span, "start": start, "stop": stop}))
+    return Trajectory(**{**vars(demo), "segments": row.segments, "turns": turns})
+
+
+def loss_fn(out: TokenOutput, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Weighted negative log-likelihood."""
+    loss = sft_loss(out.logp)
+    return (batch.weights * loss).sum(), {"sft/nll": loss, "policy/entropy": out.entropy}
+
+
+def batches(demos: Sequence[Trajectory], cfg: Config) -> list[MicroBatch]:
+    """Pack one optimizer step's demonstrations."""
+    rows = [row for i, demo in enumerate(demos) for row in rows_of(demo, i)]
+    micro = pack(rows, cfg.optim.token_budget, cfg.optim.share_prefixes)
+    seq = torch.cat([m.trajectory for m in micro])
+    weights = token_weights(seq, len(demos), "token_mean")
+    for batch, part in zip(micro, weights.split([len(m.targets) for m in micro]), strict=True):
+        batch.weights = part
+    return micro
+
+
+def main(cfg: Config, out: str | Path, resume: bool = False) -> Evaluation:
+    """Demonstrate, train, evaluate; the model is left in ``OUT/final``."""
+    pool = cfg.env.pool()
+    run = Run(out, cfg, resume)
+    with pool:
+        demos = demonstrate(cfg, pool, run.dir / "demonstrations.jsonl")
+        good = [d for d in demos if d.turns]
+        texts = [m["content"] for d in good for m in d.messages]
+        model, tokenizer, renderer = open_model(cfg.model, cfg.seed, texts)
+        check_context(model, cfg.rollout)
+        run.tokens(tokenizer)
+        data = [tokenise(d, renderer, cfg.rollout) for d in good]
+        run.trajectories("demonstrations", data[:16])
+
+        learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "sft")
+        step = 0
+        if resume and (last := checkpoint.latest(run.dir / "checkpoints")):
+            state = checkpoint.restore(last, model)
+            learner.load_state(state)
+            step = int(state["step"])
+        run.rewind(step)
+        per_epoch = (len(data) + cfg.batch_size - 1) // cfg.batch_size
+        total = per_epoch * cfg.epochs
+        with progress() as bar:
+            job = bar.add_task("sft", total=total, completed=step, note="")
+            while step < total:
+                epoch, k = divmod(step, per_epoch)
+                order = seeding.data_rng(cfg.seed, epoch).permutation(len(data))
+                started = time.perf_counter()
+                chosen = [data[i] for i in order[k * cfg.batch_size : (k + 1) * cfg.batch_size]]
+                metrics = learner.step(batches(chosen, cfg), loss_fn)
+                step += 1
+                run.log(step, {**metrics, "time/update": time.perf_counter() - started})
+                bar.update(job, completed=step, note=f"nll {metrics['sft/nll']:.3f}")
+                if step % cfg.save_every == 0 and step < total:
+                    state = {**learner.state(), "step": step}
+                    checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
+        policy.weights_changed(step)
+        checkpoint.save_model(run.dir / "final", model, tokenizer)
+        result, episodes = evaluate(
+            pool, policy, cfg.rollout, cfg.eval.final_episodes, cfg.eval.seed, cfg.env.eval_options
+        )
+        run.trajectories("eval_after", episodes[:32])
+        run.log(
+            step,
+            {
+                "eval/success": result.success.mean,
+                "eval/success_lo": result.success.ci95[0],
+                "eval/success_hi": result.success.ci95[1],
+                "eval/return": result.returns.mean,
+            },
+        )
+    return result
