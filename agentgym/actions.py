@@ -87,7 +87,9 @@ class Tagged:
 class ToolCall:
     """The action is the argument of a JSON call of the tool ``act``, in Hermes tags or bare."""
 
-    instructions = 'Call the tool act with one command: <tool_call>{"name": "act", "arguments": {"command": "..."}}</tool_call>'
+    instructions = (
+        'Call the tool act with one command: <tool_call>{"name": "act", "arguments": {"command": "..."}}</tool_call>'
+    )
     _pattern = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
     def show(self, observation: str, admissible: Sequence[str]) -> str:

@@ -163,9 +163,7 @@ def gae(
     g, decay = (np.broadcast_to(np.asarray(x, dtype=np.float64), r.shape)[m].tolist() for x in (gamma, lam))
     out: list[float] = []
     next_value, running = last_value, 0.0
-    for r_t, v_t, g_t, decay_t in zip(
-        r[m][::-1].tolist(), kept_v[::-1].tolist(), g[::-1], decay[::-1], strict=True
-    ):
+    for r_t, v_t, g_t, decay_t in zip(r[m][::-1].tolist(), kept_v[::-1].tolist(), g[::-1], decay[::-1], strict=True):
         running = r_t + g_t * next_value - v_t + g_t * decay_t * running
         next_value = v_t
         out.append(running)
@@ -175,9 +173,7 @@ def gae(
     return advantages, targets
 
 
-def discounted_returns(
-    rewards: ArrayLike, gamma: float | ArrayLike = 1.0, mask: ArrayLike | None = None
-) -> Floats:
+def discounted_returns(rewards: ArrayLike, gamma: float | ArrayLike = 1.0, mask: ArrayLike | None = None) -> Floats:
     """Discounted return-to-go G_t = r_t + gamma_t G_t', t' the next m=1 token (or step) after t.
 
     Args:
@@ -226,10 +222,7 @@ def reinforce_pp(
     rows = _rows(rewards, "rewards")
     if len(masks) != len(rows):
         raise ValueError(f"{len(masks)} masks for {len(rows)} trajectories")
-    kept = [
-        _mask(m, row.shape, f"mask of trajectory {i}")
-        for i, (m, row) in enumerate(zip(masks, rows, strict=True))
-    ]
+    kept = [_mask(m, row.shape, f"mask of trajectory {i}") for i, (m, row) in enumerate(zip(masks, rows, strict=True))]
     if groups is not None:
         scores = np.array([row.sum() for row in rows])
         baseline = scores - group_advantage(scores, groups, "group", "none")

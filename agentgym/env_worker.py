@@ -6,6 +6,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -44,9 +45,7 @@ class EnvWorker:
     def __init__(self, factory: Callable[[], gym.Env[str, str]]):
         """Start the thread; the environment is made in it on the first call."""
         self._factory = factory
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._env: gym.Env[str, str] | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True, name="agentgym-env")
         self._thread.start()
@@ -79,9 +78,7 @@ class EnvWorker:
         except Exception as error:
             raise EnvError(f"{what} raised {type(error).__name__}: {error}") from error
 
-    async def reset(
-        self, seed: int, options: dict[str, Any], timeout: float
-    ) -> tuple[str, dict[str, Any], str]:
+    async def reset(self, seed: int, options: dict[str, Any], timeout: float) -> tuple[str, dict[str, Any], str]:
         """Reset, making the environment first if need be.
 
         Returns:
@@ -175,3 +172,30 @@ class EnvPool:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@dataclass
+class EnvConfig:
+    """The environment.
+
+    Attributes:
+        id: Gymnasium id.
+        kwargs: Arguments of ``gym.make``.
+        options: Options of ``env.reset`` in training.
+        eval_options: Options of ``env.reset`` in evaluation.
+    """
+
+    id: str = "agentgym/TextWorldExpress-v0"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: {"split": "train"})
+    eval_options: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
+
+    def pool(self) -> EnvPool:
+        """Check that the environment can be made, and return a pool of it.
+
+        Raises:
+            ConfigError: For an unknown id or wrong arguments.
+            MissingDependency: If its engine is not installed.
+        """
+        make_env(self.id, self.kwargs).close()
+        return EnvPool(self.id, self.kwargs)

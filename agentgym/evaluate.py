@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agentgym import seeding, store
-from agentgym.env_worker import EnvPool
+from agentgym.env_worker import EnvConfig, EnvPool
 from agentgym.errors import ConfigError
 from agentgym.policies.base import Policy
 from agentgym.rollout import Rollout, RolloutConfig, Task
 from agentgym.types import Trajectory
 
 _Z = 1.959963984540054
+_ESTIMATES = {"success": "success", "return": "returns", "turns": "turns", "tokens": "tokens"}
+
+
+@dataclass
+class EvalSettings:
+    """What ``agentgym eval`` takes from a config: where to play, and how."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
 
 @dataclass
@@ -55,10 +64,29 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         out: dict[str, Any] = {k: getattr(self, k) for k in ("env", "policy", "seed", "episodes", "failed")}
-        for name, key in (("success",) * 2, ("return", "returns"), ("turns",) * 2, ("tokens",) * 2):
+        for name, key in _ESTIMATES.items():
             estimate: Estimate = getattr(self, key)
             out[name] = {"mean": estimate.mean, "ci95": list(estimate.ci95)}
         return out
+
+    def metrics(self) -> dict[str, float]:
+        """As metrics of a run."""
+        return {
+            "eval/success": self.success.mean,
+            "eval/success_lo": self.success.ci95[0],
+            "eval/success_hi": self.success.ci95[1],
+            "eval/return": self.returns.mean,
+            "eval/turns": self.turns.mean,
+            "eval/tokens": self.tokens.mean,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Evaluation:
+        """Rebuild from `to_dict`."""
+        found = {k: data[k] for k in ("env", "policy", "seed", "episodes", "failed")}
+        for name, key in _ESTIMATES.items():
+            found[key] = Estimate(data[name]["mean"], tuple(data[name]["ci95"]))
+        return cls(**found)
 
 
 def wilson(successes: float, n: int) -> Estimate:
@@ -101,8 +129,7 @@ def summarise(policy: str, seed: int, trajectories: Sequence[Trajectory]) -> Eva
 def eval_tasks(seed: int, episodes: int) -> list[Task]:
     """The fixed episodes of an evaluation: the first N are the same whatever N is."""
     return [
-        Task(seeding.eval_seed(seed, i), seeding.eval_seed(seed, i), f"eval-{i:05d}", i, 0)
-        for i in range(episodes)
+        Task(seeding.eval_seed(seed, i), seeding.eval_seed(seed, i), f"eval-{i:05d}", i, 0) for i in range(episodes)
     ]
 
 
@@ -160,6 +187,5 @@ def _check_same(log: Path, done: dict[str, Trajectory], pool: EnvPool, policy: P
         expected = (pool.env_id, policy.name, seeding.eval_seed(seed, int(group.split("-")[1])))
         if (trajectory.env_id, trajectory.policy, trajectory.env_seed) != expected:
             raise ConfigError(
-                f"{log} holds another evaluation (of {trajectory.policy} on {trajectory.env_id}): "
-                "use another --out"
+                f"{log} holds another evaluation (of {trajectory.policy} on {trajectory.env_id}): use another --out"
             )

@@ -65,6 +65,4 @@ def register_envs() -> None:
     """Register every environment with Gymnasium; calling it again changes nothing."""
     for entry in ENVIRONMENTS:
         if entry.id not in gym.registry:
-            gym.register(
-                entry.id, entry_point=entry.entry_point, kwargs=entry.kwargs, disable_env_checker=True
-            )
+            gym.register(entry.id, entry_point=entry.entry_point, kwargs=entry.kwargs, disable_env_checker=True)

@@ -78,9 +78,7 @@ class HFTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode without cleaning spaces up."""
-        return str(
-            self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class ByteTokenizer:

@@ -27,9 +27,7 @@ class Mismatch:
     replayed: str | float
 
 
-def replay(
-    trajectory: Trajectory, env: gym.Env[Any, Any], options: dict[str, Any] | None = None
-) -> list[Mismatch]:
+def replay(trajectory: Trajectory, env: gym.Env[Any, Any], options: dict[str, Any] | None = None) -> list[Mismatch]:
     """Play the stored actions in a real environment and compare what it says, character by character.
 
     A turn whose action is None was a parse error: it does not step the environment, its reward is not

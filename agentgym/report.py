@@ -1,7 +1,7 @@
 """One HTML page for a run: curves, before and after, and every stored trajectory down to its tokens.
 
-The page is one file that needs no network. Its data are JSON in inert script tags, one per trajectory, which the
-page parses only when that trajectory is opened. Text from environments and models is never read as HTML.
+The page is one file that needs no network. Its data are JSON in inert script tags, one per trajectory, which
+the page parses only when that trajectory is opened. Text from environments and models is never read as HTML.
 """
 
 from __future__ import annotations
@@ -45,9 +45,7 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
     files, total = _sample(run, limit)
     trajectories = [trajectory for _, found in files for trajectory in found]
     if not trajectories:
-        raise errors.ConfigError(
-            f"{run}/trajectories: no trajectory in its .jsonl files; let the run store some"
-        )
+        raise errors.ConfigError(f"{run}/trajectories: no trajectory in its .jsonl files; let the run store some")
     systems: dict[str, int] = {}
     details = [report_data.detail(trajectory, systems) for trajectory in trajectories]
     config = (run / "config.yaml").read_text(encoding="utf-8")

@@ -52,9 +52,7 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):
                 break
-            raise errors.ConfigError(
-                f"{path}, line {number}: {type(error).__name__}: {error}: {hint}"
-            ) from None
+            raise errors.ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}: {hint}") from None
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 curves.setdefault(name, {})[step] = float(value)
@@ -70,12 +68,10 @@ def facts(config: str, curves: dict[str, Curve], shown: list[Trajectory], total:
     except yaml.YAMLError:
         values = None
     values = values if isinstance(values, dict) else {}
-    found = [
-        [key, str(values[key])] for key in _CONFIG_FACTS if isinstance(values.get(key), str | int | float)
-    ]
+    found = [[key, str(values[key])] for key in _CONFIG_FACTS if isinstance(values.get(key), str | int | float)]
     if not {"env", "env_id"} & {key for key, _ in found}:
         found.append(["env", ", ".join(sorted({t.env_id for t in shown}))])
-    found.append(["steps", f"{max(step for curve in curves.values() for step in curve):,.0f}"])
+    found.append(["last step", f"{max(step for curve in curves.values() for step in curve):,.0f}"])
     part = f" ({len(shown):,} in this page)" if len(shown) < total else ""
     found.append(["trajectories", f"{total:,}{part}"])
     failed = sum(t.status is not None and t.status.failed for t in shown)

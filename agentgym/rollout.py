@@ -125,6 +125,19 @@ def group_tasks(run_seed: int, step: int, groups: int, size: int, first: int = 0
     ]
 
 
+def check_context(policy: Policy, config: RolloutConfig) -> None:
+    """Refuse a context longer than the policy can read.
+
+    Raises:
+        ConfigError: If ``rollout.context_limit`` exceeds it.
+    """
+    if policy.context_limit is not None and config.context_limit > policy.context_limit:
+        raise ConfigError(
+            f"rollout.context_limit is {config.context_limit}, but the model of {policy.name} has "
+            f"{policy.context_limit} positions"
+        )
+
+
 class Rollout:
     """Plays tasks with a policy in the environments of a pool.
 
@@ -149,6 +162,7 @@ class Rollout:
             options: Options of every ``env.reset``, such as ``{"split": "test"}``.
             on_episode: Called with every finished trajectory, failed ones too.
         """
+        check_context(policy, config)
         self.pool, self.policy, self.config = pool, policy, config
         self.options = {**(options or {}), **policy.env_options}
         self.on_episode = on_episode
@@ -284,7 +298,8 @@ class Rollout:
         session.begin((task.index, task.member), task.group)
         observation, info, instructions = await worker.reset(task.env_seed, self.options, config.step_timeout)
         renderer = self.policy.renderer
-        row = Row(renderer, config.context_limit - config.max_new_tokens)
+        has_model = self.policy.context_limit is not None
+        row = Row(renderer, config.context_limit - config.max_new_tokens if has_model else None)
         trajectory.segments = row.segments
         trajectory.messages.append(
             Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}"))
@@ -347,9 +362,7 @@ class Rollout:
         trajectory.info = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
         trajectory.info.pop("expert_action", None)
 
-    def _request(
-        self, row: Row, task: Task, turn: int, info: dict[str, Any], admissible: Sequence[str]
-    ) -> Request:
+    def _request(self, row: Row, task: Task, turn: int, info: dict[str, Any], admissible: Sequence[str]) -> Request:
         config, renderer = self.config, self.policy.renderer
         return Request(
             ids=list(row.segment.ids),

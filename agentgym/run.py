@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from agentgym import store
 from agentgym.config import dump
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, MissingDependency
+from agentgym.evaluate import Evaluation
 from agentgym.types import Trajectory
 
 _PACKAGES = ("agentgym-lab", "gymnasium", "numpy", "torch", "transformers", "textworld", "textworld-express")
+
+_MAY_CHANGE = ("steps", "epochs", "save_every", "show_every", "eval")
 
 console = Console(stderr=True)
 
@@ -44,6 +51,7 @@ class Run:
         if resume:
             if not old.is_file():
                 raise ConfigError(f"nothing to resume in {self.dir}: config.yaml is not there")
+            self._check_same(yaml.safe_load(old.read_text()) or {}, yaml.safe_load(text))
         elif old.exists():
             raise ConfigError(f"{self.dir} holds a run already: use --resume, or another --out")
         try:
@@ -52,6 +60,14 @@ class Run:
         except OSError as error:
             raise ConfigError(f"cannot write to {self.dir}: {error}") from error
         (self.dir / "versions.json").write_text(json.dumps(versions(), indent=1))
+
+    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
+        for key in sorted(old.keys() | new.keys()):
+            if key not in _MAY_CHANGE and old.get(key) != new.get(key):
+                raise ConfigError(
+                    f"{self.dir} was started with {key}: {old.get(key)}, not {new.get(key)}: resume with the "
+                    f"same settings (only {', '.join(_MAY_CHANGE)} may change), or start anew in another --out"
+                )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append a line of metrics."""
@@ -63,22 +79,63 @@ class Run:
         if self.metrics_file.exists():
             lines = self.metrics_file.read_text().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            tmp = self.metrics_file.with_suffix(".tmp")
-            tmp.write_text("".join(kept))
-            os.replace(tmp, self.metrics_file)
-        for file in (self.dir / "trajectories").glob("step_*.jsonl"):
-            if int(file.stem.split("_")[1]) > step:
-                file.unlink()
+            with store.atomic_file(self.metrics_file) as file:
+                file.write("".join(kept).encode())
+        for sample in (self.dir / "trajectories").glob("step_*.jsonl"):
+            if int(sample.stem.split("_")[1]) > step:
+                sample.unlink()
 
     def trajectories(self, name: str, trajectories: list[Trajectory]) -> None:
         """Save sample trajectories under ``trajectories/NAME.jsonl``."""
         store.write(self.dir / "trajectories" / f"{name}.jsonl", trajectories)
+
+    def evaluated(self, name: str, result: Evaluation) -> None:
+        """Keep the result of an evaluation in ``evaluation.json``."""
+        file = self.dir / "evaluation.json"
+        results = json.loads(file.read_text()) if file.exists() else {}
+        results[name] = result.to_dict()
+        with store.atomic_file(file) as out:
+            out.write(json.dumps(results, indent=1).encode())
+
+    def evaluations(self) -> dict[str, Evaluation]:
+        """The results kept so far."""
+        file = self.dir / "evaluation.json"
+        return {k: Evaluation.from_dict(v) for k, v in json.loads(file.read_text()).items()} if file.exists() else {}
+
+    def finish(self) -> None:
+        """Draw the learning curve and write the report."""
+        from agentgym.plots import learning_curve
+        from agentgym.report import write_report
+
+        try:
+            learning_curve(self.dir)
+        except MissingDependency as error:
+            console.print(f"no learning_curve.png: {error}")
+        write_report(self.dir)
 
     def tokens(self, tokenizer: Any) -> None:
         """Save the text of every token, for the viewer."""
         pieces = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         texts = [tokenizer.convert_tokens_to_string([p]) if p is not None else "" for p in pieces]
         (self.dir / "tokens.json").write_text(json.dumps(texts))
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block is done, so that it happens wholly or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(kind, lambda number, _: held.append(number)) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, old, strict=True):
+            signal.signal(kind, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def versions() -> dict[str, str]:
@@ -90,9 +147,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     try:
-        git = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10
-        )
+        git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=10)
         found["git"] = git.stdout.strip() if git.returncode == 0 else "not a git checkout"
     except (OSError, subprocess.TimeoutExpired):
         found["git"] = "git is not installed"

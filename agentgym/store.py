@@ -148,10 +148,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _row(trajectory: Trajectory) -> dict[str, Any]:
     """The same as ``to_dict``, without copying the token lists."""
-    segments = [
-        {**_fields(segment), "edit": segment.edit and _fields(segment.edit)}
-        for segment in trajectory.segments
-    ]
+    segments = [{**_fields(segment), "edit": segment.edit and _fields(segment.edit)} for segment in trajectory.segments]
     return {
         **_fields(trajectory),
         "segments": segments,
@@ -187,9 +184,7 @@ def _cannot_write(path: Path, reason: Exception, trajectory: Trajectory | None =
     if trajectory is not None:
         where = f": {trajectory.env_id}, group {trajectory.group!r}, member {trajectory.member}"
     hint = "; .jsonl holds more than .parquet" if path.suffix == ".parquet" else ""
-    return errors.ConfigError(
-        f"cannot write {path}{where}: {reason}: keep to the types of agentgym.types{hint}"
-    )
+    return errors.ConfigError(f"cannot write {path}{where}: {reason}: keep to the types of agentgym.types{hint}")
 
 
 def _check_version(where: str, version: str | None) -> None:

@@ -21,11 +21,11 @@ from gymnasium.error import ResetNeeded
 from agentgym.errors import ConfigError, EnvError, MissingDependency, missing, unknown
 from agentgym.spaces import UnicodeText
 
-_HOUSE = ("numLocations", "numDistractorItems", "includeDoors", "limitInventorySize")
+_COMMON = ("numLocations", "numDistractorItems", "includeDoors", "limitInventorySize")
 PARAMS: dict[str, tuple[str, ...]] = {
-    "cookingworld": (*_HOUSE, "numIngredients"),
+    "cookingworld": (*_COMMON, "numIngredients"),
     "twc": ("numLocations", "numItemsToPutAway", "includeDoors", "limitInventorySize"),
-    "coin": _HOUSE,
+    "coin": _COMMON,
     "mapreader": (
         "numLocations",
         "maxDistanceApart",
@@ -44,32 +44,36 @@ SWITCHES = {"includeDoors", "limitInventorySize", "memorization", "verbose"}
 FOLDS = {"train": range(0, 1000), "dev": range(10000, 11000), "test": range(20000, 21000)}
 """Engine seeds of each split; a reset seed picks ``FOLDS[split][seed % 1000]``."""
 
+_HOUSES = ("coin", "mapreader", "twc", "cookingworld")
 _MOVES = "'look around', 'move north', 'open door to east', 'take X', 'inventory'"
 _INSTRUCTIONS = {
     "cookingworld": "You are in a text game about cooking. Read the cookbook in the kitchen, gather the "
     "ingredients, cut and cook each exactly as the recipe says, then prepare and eat the meal. "
     f"Commands look like: {_MOVES}, 'open fridge', 'read cookbook', 'slice X', 'dice X', 'chop X' (with the "
-    "knife in hand), 'cook X in stove' (fries), 'cook X in oven' (roasts), 'cook X in barbeque' (grills), "
-    "'prepare meal', 'eat meal'.",
-    "twc": "You are in a text game about tidying a house. Pick up the objects that lie about and put each where "
-    f"it usually belongs. Commands look like: {_MOVES}, 'open wardrobe', 'put X in wardrobe'.",
+    "knife in hand), 'cook X in stove' (fries), 'cook X in oven' (roasts), 'cook X in barbeque' or "
+    "'cook X in toaster' (grills), 'prepare meal', 'eat meal'.",
+    "twc": "You are in a text game about tidying a house. Pick up the objects that lie about and put each "
+    f"where it usually belongs. Commands look like: {_MOVES}, 'open wardrobe', 'put X in wardrobe'.",
     "coin": "You are in a text game. Search the rooms for the coin and take it. "
     f"Commands look like: {_MOVES}, 'take coin'.",
-    "mapreader": "You are in a text game about finding a way with a map. Take the coin from the place named in the "
-    "task and put it into the box. Commands look like: 'read map', 'look around', 'move north', 'take coin', "
-    "'put coin in box', 'task'.",
-    "arithmetic": "You are in a text game about arithmetic. Take and read the math problem, then put the bundle whose "
-    "number of objects is the answer into the box. Commands look like: 'take math problem', "
+    "mapreader": "You are in a text game about finding a way with a map. Take the coin from the place named in "
+    "the task and put it into the box. Commands look like: 'read map', 'look around', 'move north', "
+    "'take coin', 'put coin in box', 'task'.",
+    "arithmetic": "You are in a text game about arithmetic. Take and read the math problem, then put the "
+    "bundle whose number of objects is the answer into the box. Commands look like: 'take math problem', "
     "'read math problem', 'take 6 pineapples', 'put 6 pineapples in box'.",
-    "sorting": "You are in a text game about order. Put the bundles of objects into the box one by one, the smallest "
-    "quantity first. Commands look like: 'take 4 grapes', 'put 4 grapes in box', 'look around'.",
-    "simonsays": "You are in a game of Simon says. Do exactly what Simon says: "
+    "sorting": "You are in a text game about order. Put the bundles of objects into the box one by one, the "
+    "smallest quantity first. Commands look like: 'take 4 grapes', 'put 4 grapes in box', 'look around'.",
+    "simonsays": "You are in a game of Simon says. Do exactly what Simon says, and nothing else: "
     "give the command between the quotation marks, such as 'touch orange'.",
-    "peckingorder": "You are in a text game about following instructions. Read the instructions book, do what it says, "
-    "and read it again, until the game is complete. Commands look like: 'read instructions book', 'take orange'.",
+    "peckingorder": "You are in a text game about following instructions. Read the instructions book, do what "
+    "it says, and read it again, until the game is complete. Commands look like: 'read instructions book', "
+    "'take orange'.",
 }
 
-JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:-UsePerfData")
+JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError")
+ANSWER_S = 60.0
+"""A call that Java does not answer for so long counts as failed."""
 
 
 class _Jvm:
@@ -94,52 +98,61 @@ class _Jvm:
                 enable_auth=True,
                 return_proc=True,
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise MissingDependency(
                 "java is not installed (TextWorldExpress runs in it): apt-get install default-jre-headless"
             ) from error
         except ValueError as error:
-            raise EnvError(f"java did not start with {' '.join(JAVA_OPTIONS)}") from error
+            raise EnvError(f"java does not start with {' '.join(JAVA_OPTIONS)}") from error
+        # Java objects are let go by hand: py4j's own finalizers would also run in forked children.
         self.gateway = JavaGateway(
-            gateway_parameters=GatewayParameters(port=port, auth_token=token, enable_memory_management=False)
+            gateway_parameters=GatewayParameters(
+                port=port, auth_token=token, read_timeout=ANSWER_S, enable_memory_management=False
+            )
         )
         self.pid = os.getpid()
         self.users = 0
+
+    @property
+    def dead(self) -> bool:
+        """Whether the process has ended."""
+        return self.process.poll() is not None
 
     @classmethod
     def acquire(cls) -> _Jvm:
         """The running JVM, or a new one if there is none or it died."""
         with cls.lock:
-            if cls.current is None or cls.current.process.poll() is not None:
+            if cls.current is None or cls.current.dead:
                 cls.current = cls()
             cls.current.users += 1
             return cls.current
 
     def release(self) -> None:
         """Give it back; the last one to do so ends it."""
-        with self.lock:
-            self.users -= 1
-            if self.users == 0 and self.pid == os.getpid():
-                self.stop()
+        if self.pid == os.getpid():
+            with self.lock:
+                self.users -= 1
+                if self.users == 0:
+                    self.stop()
 
     def stop(self) -> None:
-        """End the process at once; it holds nothing worth saving."""
+        """End the process at once (it holds nothing worth saving); the next ``acquire`` starts another."""
         if _Jvm.current is self:
             _Jvm.current = None
-        self.gateway.close()
         self.process.kill()
         self.process.wait()
         self.process.stdin.close()
+        self.gateway.close(keep_callback_server=True)
 
     @classmethod
     def stop_current(cls) -> None:
         """At interpreter exit."""
-        if cls.current is not None and cls.current.pid == os.getpid():
+        if cls.current is not None:
             cls.current.stop()
 
     @classmethod
     def forget(cls) -> None:
-        """In a forked child: the JVM is the parent's, and must not outlive it through our copy of its stdin."""
+        """In a forked child: the JVM is the parent's, and our copy of its stdin must not keep it alive."""
         if cls.current is not None:
             cls.current.process.stdin.close()
         cls.current, cls.lock = None, threading.Lock()
@@ -178,6 +191,8 @@ def parse_params(game: str, params: str | Mapping[str, int] | None) -> dict[str,
             checked[key] = int(value)
         except (TypeError, ValueError):
             raise ConfigError(f"parameter {key} of {game} must be an integer, not {value!r}") from None
+        if game == "mapreader" and key == "numLocations" and checked[key] > 48:
+            raise ConfigError(f"parameter {key} of {game} is at most 48 (the engine has no more room names)")
         if key in SWITCHES and checked[key] not in (0, 1):
             raise ConfigError(f"parameter {key} of {game} must be 0 or 1, not {value!r}")
     return checked
@@ -193,7 +208,6 @@ _FLAGS = {
     "grill": "isGrilled",
 }
 _DEVICES = {"fry": ("stove",), "roast": ("oven",), "grill": ("barbeque", "toaster")}
-_HOUSES = ("coin", "mapreader", "twc", "cookingworld")
 
 _Place = tuple[str | None, tuple[str, ...], dict[str, Any]]
 """Where an object is: its room (None: in the hands), the containers round it, and its own state."""
@@ -208,13 +222,12 @@ class _Expert:
     they say, though it knows it, so that its actions can be imitated.
     """
 
-    def __init__(
-        self, game: str, server: Any, call: Callable[..., Any], jvm: Any, detach: Callable[[Any], Any]
-    ):
+    def __init__(self, game: str, server: Any, call: Callable[..., Any], jvm: Any, detach: Callable[[Any], Any]):
         self.game, self.call = game, call
         self.handles: list[Any] = []
         self.read = False
         self.rooms: dict[str, dict[str, Any]] = {}
+        self.held: dict[str, dict[str, Any]] = {}
         self.gold: list[str] = []
         if game not in _HOUSES:
             steps = self._keep(server.getGoldActionSequence)
@@ -222,11 +235,10 @@ class _Expert:
         else:
             engine = self._keep(server.game)
             self.hands = self._keep(engine.agentInventory)
-            self.handle_of: dict[str, Any] = {}
             for handle in self.call(list, self._keep(engine.locations)):
                 self.handles.append(handle)
                 room = json.loads(call(handle.toJSON))
-                self.rooms[room["name"]], self.handle_of[room["name"]] = room, handle
+                self.rooms[room["name"]] = room
             if game == "twc":
                 self.homes = self._read_homes(engine, jvm)
             elif game == "cookingworld":
@@ -266,14 +278,26 @@ class _Expert:
         if command in ("read cookbook", "examine cookbook", "read map", "read instructions book"):
             self.read = True
         if self.game in _HOUSES:
-            self.here = state["look"].removeprefix("You are in the ").split(".", 1)[0]
-            self.rooms[self.here] = json.loads(self.call(self.handle_of[self.here].toJSON))
-            self.held = json.loads(self.call(self.hands.toJSON))["contents"]
+            self.look = state["look"]
+            self.here = self.look.removeprefix("You are in the ").split(".", 1)[0]
+            self._follow(command)
             room_left = re.search(r"maximum capacity is (\d+)", state["inventory"])
             self.capacity = int(room_left.group(1)) if room_left else 1000
         elif command.startswith("take "):
             self.read = False
         return getattr(self, f"_{self.game}")(state)
+
+    def _follow(self, command: str) -> None:
+        """Keep the rooms true: what has come into the hands left its room, what was put down is there now."""
+        before, self.held = self.held, json.loads(self.call(self.hands.toJSON))["contents"]
+        for name in self.held.keys() - before.keys():
+            for tree in self.rooms.values():
+                _remove(tree, name)
+        for name in before.keys() - self.held.keys():
+            if command.startswith(f"put {name.lower()} in "):
+                for room, _, node in self.find_all(command.rpartition(" in ")[2]):
+                    if room == self.here:
+                        node["contents"][name] = before[name]
 
     def _simonsays(self, state: dict[str, Any]) -> str | None:
         return self.gold[round(state["scoreRaw"])]
@@ -298,7 +322,7 @@ class _Expert:
             return "read map"
         if "coin" in self.held:
             return self._do(self.find("box"), "put coin in box")
-        return self._put_away(keep={"coin"}) or self._fetch("coin")
+        return self._put_away({"coin"}, "box") or self._fetch("coin")
 
     def _twc(self, state: dict[str, Any]) -> str | None:
         options = []
@@ -333,7 +357,7 @@ class _Expert:
         for name in sorted(wanted - self.held.keys()):
             if (place := self.find(name)) is not None:
                 options.append((place, f"take {name}"))
-        if options and (away := self._put_away(keep=wanted)):
+        if options and (away := self._put_away(wanted, "counter")):
             return away
         for name, verbs in left.items():
             if name not in self.held or not verbs:
@@ -345,18 +369,19 @@ class _Expert:
                 options.append(((None, (), {}), f"{verbs[0]} {name}"))
         return self._nearest(options) or self._go("kitchen") or "prepare meal"
 
-    def _put_away(self, keep: set[str]) -> str | None:
-        """If the hands are full, the way to put down the first thing that is not to be kept."""
+    def _put_away(self, keep: set[str], where: str) -> str | None:
+        """If the hands are full, the way to put down the first thing that is not to be kept.
+
+        Args:
+            keep: Things to hold on to.
+            where: Something that can take it in, if nothing in this room can.
+        """
         if len(self.held) < self.capacity:
             return None
         for thing in self.held:
             if thing not in keep:
                 down = sorted(c for c in self.allowed if c.startswith(f"put {thing} in "))
-                return (
-                    down[0]
-                    if down
-                    else self._go("kitchen" if "kitchen" in self.rooms else self.find("box")[0])
-                )
+                return down[0] if down else self._do(self.find(where), f"put {thing} in {where}")
         return None
 
     def find_all(self, name: str) -> list[_Place]:
@@ -364,11 +389,11 @@ class _Expert:
 
         def walk(room: str | None, inside: tuple[str, ...], contents: dict[str, Any]) -> Iterator[_Place]:
             for key, node in contents.items():
-                if key == name:
+                if key.lower() == name.lower():
                     yield room, inside, node
                 yield from walk(room, (*inside, key), node["contents"])
 
-        found = list(walk(None, (), self.held if hasattr(self, "held") else {}))
+        found = list(walk(None, (), self.held))
         for room, tree in self.rooms.items():
             found += walk(room, (), tree["contents"])
         return found
@@ -390,7 +415,7 @@ class _Expert:
         """Go to the room, open what is shut, then the command."""
         if place is None:
             return None
-        room, inside, node = place
+        room, inside, _ = place
         if room is not None and room != self.here:
             return self._go(room)
         target = command.rpartition(" in ")[2]
@@ -405,8 +430,8 @@ class _Expert:
         side = first.get(room or self.here)
         if side is None:
             return None
-        door = self.rooms[self.here][f"door{side}"]
-        return f"{'open door to' if door and not door['isOpen'] else 'move'} {side.lower()}"
+        closed = f"To the {side} you see a closed " in self.look
+        return f"{'open door to' if closed else 'move'} {side.lower()}"
 
     def _search(self) -> tuple[dict[str, int], dict[str, str]]:
         """Breadth-first from here: the distance of each room, and the side on which the way begins."""
@@ -420,6 +445,13 @@ class _Expert:
                     first[other] = first.get(room, side)
                     queue.append(other)
         return distance, first
+
+
+def _remove(tree: dict[str, Any], name: str) -> None:
+    """Take the object out of whatever in the tree holds it."""
+    tree["contents"].pop(name, None)
+    for node in tree["contents"].values():
+        _remove(node, name)
 
 
 def _parse_recipe(text: str) -> dict[str, list[str]]:
@@ -457,7 +489,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
         Args:
             game: A key of ``PARAMS``.
             game_params: Parameters of the game, see ``PARAMS``; the engine's defaults otherwise.
-            split: ``train``, ``dev`` or ``test``; 1000 games each, all different.
+            split: ``train``, ``dev`` or ``test``: 1000 engine seeds each, and other vocabulary or houses.
             max_steps: Actions until ``truncated``.
             expert: Put ``expert_action`` into ``info``.
             render_mode: None or ``ansi``.
@@ -493,9 +525,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
             self.close()
             raise
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         """Start a game.
 
         Args:
@@ -563,13 +593,10 @@ class TextWorldExpressEnv(gym.Env[str, str]):
         jvm, self._jvm = self._jvm, None
         self._playing = False
         if jvm is not None:
-            if jvm.pid == os.getpid() and jvm.process.poll() is None and jvm.users > 1:
+            if jvm.pid == os.getpid() and jvm.users > 1 and not jvm.dead:
+                self._drop_planner()
                 jvm.gateway.detach(self._server)
             jvm.release()
-
-    def __del__(self) -> None:
-        if getattr(self, "_jvm", None) is not None:
-            self.close()
 
     def _info(self, state: dict[str, Any], command: str | None) -> dict[str, Any]:
         info = {
@@ -619,7 +646,9 @@ class TextWorldExpressEnv(gym.Env[str, str]):
             return method(*args)
         except Exception as error:
             self._playing = False
-            dead = self._jvm.process.poll() is not None
-            raise EnvError(
-                f"TextWorldExpress {self.game}: {'the Java process died' if dead else error}"
-            ) from error
+            if type(error).__name__ != "Py4JNetworkError":  # the Java code failed, the process is well
+                summary = " ".join(str(error).splitlines()[:2])
+                raise EnvError(f"TextWorldExpress {self.game}: {summary}") from error
+            with self._jvm.lock:
+                self._jvm.stop()
+            raise EnvError(f"TextWorldExpress {self.game}: the Java process died or hung") from error

@@ -42,7 +42,8 @@ import torch
 
 from agentgym.config import build, overlay
 from agentgym.credit import group_advantage, overlong_penalty
-from agentgym.errors import ConfigError, unknown
+from agentgym.env_worker import EnvConfig
+from agentgym.errors import AgentGymError, ConfigError, unknown
 from agentgym.evaluate import Evaluation, evaluate
 from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, LossFn, OptimConfig
@@ -57,10 +58,10 @@ from agentgym.learner.losses import (
     token_weights,
 )
 from agentgym.learner.pack import MicroBatch, pack, rows_of
-from agentgym.learner.setup import EnvConfig, EvalConfig, ModelConfig, check_context, open_model
+from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
 from agentgym.policies.hf import HFPolicy
 from agentgym.rollout import Rollout, RolloutConfig, group_tasks
-from agentgym.run import Run, progress
+from agentgym.run import Run, progress, shielded
 from agentgym.types import Group, Trajectory
 
 
@@ -91,9 +92,7 @@ class Algo:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "const"] = (
-        "seq_mean_token_mean"
-    )
+    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "const"] = "seq_mean_token_mean"
     const_length: int = 256
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
@@ -160,9 +159,7 @@ class Config:
         if self.minibatches > self.groups:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
         if self.rollout.top_p < 1 or self.rollout.temperature == 0:
-            raise ConfigError(
-                "training samples from the whole distribution: rollout.top_p=1, temperature above 0"
-            )
+            raise ConfigError("training samples from the whole distribution: rollout.top_p=1, temperature above 0")
         if self.algo.overlong_length and not 0 < self.algo.overlong_buffer <= self.algo.overlong_length:
             raise ConfigError("algo.overlong_buffer must be above 0 and at most algo.overlong_length")
 
@@ -190,6 +187,11 @@ def collect(cfg: Config, rollout: Rollout, step: int) -> list[Group]:
         groups += [g for g in new if not cfg.algo.resample or np.ptp(returns(cfg.algo, g.trajectories)) > 0]
         if len(groups) == cfg.groups:
             break
+    if not groups:
+        raise AgentGymError(
+            f"step {step} has no group to learn from: all were dropped ({rollout.stats.messages or 'equal returns'}); "
+            "resume from the last checkpoint, with an easier task or algo.resample=false"
+        )
     return groups
 
 
@@ -270,8 +272,6 @@ def update(
 def rollout_metrics(groups: Sequence[Group], rollout: Rollout, seconds: float) -> dict[str, float]:
     """What the episodes of a step were like."""
     trajectories = [t for g in groups for t in g.trajectories]
-    if not trajectories:
-        return {"group/kept": 0.0}
     tokens = sum(t.action_tokens for t in trajectories)
     spread = [np.ptp([t.episode_return for t in g.trajectories]) for g in groups]
     errors = {f"rollout/error/{kind}": float(n) for kind, n in rollout.stats.errors.items()}
@@ -290,41 +290,22 @@ def rollout_metrics(groups: Sequence[Group], rollout: Rollout, seconds: float) -
     }
 
 
-def eval_metrics(result: Evaluation) -> dict[str, float]:
-    """An evaluation as metrics."""
-    low, high = result.success.ci95
-    return {
-        "eval/success": result.success.mean,
-        "eval/success_lo": low,
-        "eval/success_hi": high,
-        "eval/return": result.returns.mean,
-        "eval/turns": result.turns.mean,
-    }
-
-
 def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evaluation]:
     """Collect, credit, update, log, save; evaluation before and after; the model is left in ``OUT/final``."""
-    pool = cfg.env.pool()
-    model, tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-    check_context(model, cfg.rollout)
-    run = Run(out, cfg, resume)
-    run.tokens(tokenizer)
-    reference = copy.deepcopy(model).requires_grad_(False) if cfg.algo.kl_coef else None
-    learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "grpo")
-    loss = make_loss(cfg.algo, reference, cfg.rollout.temperature)
-    step = 0
-    if resume and (last := checkpoint.latest(run.dir / "checkpoints")):
-        state = checkpoint.restore(last, model)
-        learner.load_state(state)
-        step = int(state["step"])
-    run.rewind(step)
-
-    with pool, progress() as bar:
-        results: dict[str, Evaluation] = {}
+    with cfg.env.pool() as pool, progress() as bar:
+        model, tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
+        run = Run(out, cfg, resume)
+        run.tokens(tokenizer)
+        reference = copy.deepcopy(model).requires_grad_(False) if cfg.algo.kl_coef else None
+        learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "grpo")
+        loss = make_loss(cfg.algo, reference, cfg.rollout.temperature)
+        rollout = Rollout(pool, policy, cfg.rollout, cfg.env.options)
+        step = checkpoint.resume(run.dir / "checkpoints", learner) if resume else 0
+        run.rewind(step)
 
         def measure(name: str, episodes: int) -> None:
             job = bar.add_task(f"eval {name}", total=episodes, note="")
-            results[name], played = evaluate(
+            result, played = evaluate(
                 pool,
                 policy,
                 cfg.rollout,
@@ -333,35 +314,42 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
                 cfg.env.eval_options,
                 on_episode=lambda _: bar.advance(job),
             )
-            bar.update(job, note=f"success {results[name].success.mean:.1%}")
+            bar.update(job, note=f"success {result.success.mean:.1%}")
             run.trajectories(f"eval_{name}", played[:32])
-            if name in ("before", "after") or step:
-                run.log(step, eval_metrics(results[name]))
+            run.log(step, result.metrics())
+            run.evaluated(name, result)
 
-        if step == 0:
+        def save() -> None:
+            state = {**learner.state(), "step": step}
+            checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
+
+        if "before" not in run.evaluations():
             measure("before", cfg.eval.final_episodes)
         job = bar.add_task("grpo", total=cfg.steps, completed=step, note="")
-        rollout = Rollout(pool, policy, cfg.rollout, cfg.env.options)
-        while step < cfg.steps:
-            started = time.perf_counter()
-            groups = collect(cfg, rollout, step)
-            collected = time.perf_counter()
-            metrics = rollout_metrics(groups, rollout, collected - started)
-            if groups:
-                advantages = assign_advantages(cfg.algo, groups)
-                metrics |= update(cfg, learner, groups, advantages, loss)
-            step += 1
-            policy.weights_changed(step)
-            metrics["time/update"] = time.perf_counter() - collected
-            run.log(step, metrics)
-            bar.update(job, completed=step, note=f"success {metrics.get('episode/success', 0):.1%}")
-            if step % cfg.show_every == 0 or step == 1:
-                run.trajectories(f"step_{step:05d}", [t for g in groups[:4] for t in g.trajectories])
-            if cfg.eval.every and step % cfg.eval.every == 0 and step < cfg.steps:
-                measure(f"step {step}", cfg.eval.episodes)
-            if step % cfg.save_every == 0 or step == cfg.steps:
-                state = {**learner.state(), "step": step}
-                checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
+        try:
+            while step < cfg.steps:
+                started = time.perf_counter()
+                groups = collect(cfg, rollout, step)
+                collected = time.perf_counter()
+                metrics = rollout_metrics(groups, rollout, collected - started)
+                with shielded():
+                    advantages = assign_advantages(cfg.algo, groups)
+                    metrics |= update(cfg, learner, groups, advantages, loss)
+                    step += 1
+                    policy.weights_changed(step)
+                    run.log(step, {**metrics, "time/update": time.perf_counter() - collected})
+                bar.update(job, completed=step, note=f"success {metrics['episode/success']:.1%}")
+                if step % cfg.show_every == 0 or step == 1:
+                    run.trajectories(f"step_{step:05d}", [t for g in groups[:4] for t in g.trajectories])
+                if step % cfg.save_every == 0:
+                    save()
+                if cfg.eval.every and step % cfg.eval.every == 0 and step < cfg.steps:
+                    measure(f"step_{step:05d}", cfg.eval.episodes)
+        except KeyboardInterrupt:
+            save()
+            raise
+        save()
         checkpoint.save_model(run.dir / "final", model, tokenizer)
         measure("after", cfg.eval.final_episodes)
-    return results
+        run.finish()
+    return {name: run.evaluations()[name] for name in ("before", "after")}

@@ -16,15 +16,17 @@ noisy demonstrator shows states that a perfect one never visits, and leaves rein
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agentgym import seeding, store
+from agentgym.config import build
 from agentgym.context import make_context
-from agentgym.env_worker import EnvPool
+from agentgym.env_worker import EnvConfig, EnvPool
 from agentgym.errors import ConfigError
 from agentgym.evaluate import Evaluation, evaluate
 from agentgym.learner import checkpoint
@@ -32,12 +34,12 @@ from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.logprobs import TokenOutput
 from agentgym.learner.losses import sft_loss, token_weights
 from agentgym.learner.pack import MicroBatch, pack, rows_of
-from agentgym.learner.setup import EnvConfig, EvalConfig, ModelConfig, check_context, open_model
+from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
 from agentgym.policies.hf import HFPolicy
 from agentgym.policies.scripted import ExpertPolicy
 from agentgym.renderer import Renderer, Row
-from agentgym.rollout import Rollout, RolloutConfig, group_tasks
-from agentgym.run import Run, progress
+from agentgym.rollout import Rollout, RolloutConfig, check_context, group_tasks
+from agentgym.run import Run, progress, shielded
 from agentgym.types import Trajectory
 
 
@@ -85,9 +87,7 @@ def demonstrate(cfg: Config, pool: EnvPool, file: Path) -> list[Trajectory]:
     tasks = group_tasks(cfg.seed, 0, cfg.demonstrations, 1)
     with progress() as bar:
         job = bar.add_task("demonstrations", total=len(tasks), note="")
-        # an expert writes whole actions: the byte count of its messages is no limit
-        config = RolloutConfig(**{**vars(cfg.rollout), "context_limit": 1_000_000, "max_new_tokens": 1000})
-        rollout = Rollout(pool, expert, config, cfg.env.options, lambda _: bar.advance(job))
+        rollout = Rollout(pool, expert, cfg.rollout, cfg.env.options, lambda _: bar.advance(job))
         demos = [t for group in rollout.collect(tasks) for t in group.trajectories]
     store.write(file, demos)
     return demos
@@ -125,56 +125,71 @@ def batches(demos: Sequence[Trajectory], cfg: Config) -> list[MicroBatch]:
     return micro
 
 
-def main(cfg: Config, out: str | Path, resume: bool = False) -> Evaluation:
+def make_config(values: Mapping[str, Any]) -> Config:
+    """Build the config.
+
+    Raises:
+        ConfigError: For an unknown key.
+    """
+    return build(Config, values)
+
+
+def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evaluation]:
     """Demonstrate, train, evaluate; the model is left in ``OUT/final``."""
-    pool = cfg.env.pool()
-    run = Run(out, cfg, resume)
-    with pool:
-        demos = demonstrate(cfg, pool, run.dir / "demonstrations.jsonl")
-        good = [d for d in demos if d.turns]
-        texts = [m["content"] for d in good for m in d.messages]
+    with cfg.env.pool() as pool:
+        run = Run(out, cfg, resume)
+        demos = [d for d in demonstrate(cfg, pool, run.dir / "demonstrations.jsonl") if d.turns]
+        texts = [m["content"] for d in demos for m in d.messages]
         model, tokenizer, renderer = open_model(cfg.model, cfg.seed, texts)
-        check_context(model, cfg.rollout)
         run.tokens(tokenizer)
-        data = [tokenise(d, renderer, cfg.rollout) for d in good]
-        run.trajectories("demonstrations", data[:16])
+        data = [tokenise(d, renderer, cfg.rollout) for d in demos]
+        run.trajectories("demonstrations", data[:32])
 
         learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "sft")
-        step = 0
-        if resume and (last := checkpoint.latest(run.dir / "checkpoints")):
-            state = checkpoint.restore(last, model)
-            learner.load_state(state)
-            step = int(state["step"])
+        check_context(policy, cfg.rollout)
+        step = checkpoint.resume(run.dir / "checkpoints", learner) if resume else 0
         run.rewind(step)
-        per_epoch = (len(data) + cfg.batch_size - 1) // cfg.batch_size
+        per_epoch = -(-len(data) // cfg.batch_size)
         total = per_epoch * cfg.epochs
+
+        def save() -> None:
+            state = {**learner.state(), "step": step}
+            checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
+
         with progress() as bar:
             job = bar.add_task("sft", total=total, completed=step, note="")
-            while step < total:
-                epoch, k = divmod(step, per_epoch)
-                order = seeding.data_rng(cfg.seed, epoch).permutation(len(data))
-                started = time.perf_counter()
-                chosen = [data[i] for i in order[k * cfg.batch_size : (k + 1) * cfg.batch_size]]
-                metrics = learner.step(batches(chosen, cfg), loss_fn)
-                step += 1
-                run.log(step, {**metrics, "time/update": time.perf_counter() - started})
-                bar.update(job, completed=step, note=f"nll {metrics['sft/nll']:.3f}")
-                if step % cfg.save_every == 0 and step < total:
-                    state = {**learner.state(), "step": step}
-                    checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
-        policy.weights_changed(step)
-        checkpoint.save_model(run.dir / "final", model, tokenizer)
-        result, episodes = evaluate(
-            pool, policy, cfg.rollout, cfg.eval.final_episodes, cfg.eval.seed, cfg.env.eval_options
-        )
-        run.trajectories("eval_after", episodes[:32])
-        run.log(
-            step,
-            {
-                "eval/success": result.success.mean,
-                "eval/success_lo": result.success.ci95[0],
-                "eval/success_hi": result.success.ci95[1],
-                "eval/return": result.returns.mean,
-            },
-        )
-    return result
+            try:
+                while step < total:
+                    epoch, k = divmod(step, per_epoch)
+                    order = seeding.data_rng(cfg.seed, epoch).permutation(len(data))
+                    chosen = [data[i] for i in order[k * cfg.batch_size : (k + 1) * cfg.batch_size]]
+                    with shielded():
+                        started = time.perf_counter()
+                        metrics = learner.step(batches(chosen, cfg), loss_fn)
+                        step += 1
+                        run.log(step, {**metrics, "time/update": time.perf_counter() - started})
+                    bar.update(job, completed=step, note=f"nll {metrics['sft/nll']:.3f}")
+                    if step % cfg.save_every == 0 and step < total:
+                        save()
+            except KeyboardInterrupt:
+                save()
+                raise
+            policy.weights_changed(step)
+            checkpoint.save_model(run.dir / "final", model, tokenizer)
+            episodes = cfg.eval.final_episodes
+            job = bar.add_task("eval after", total=episodes, note="")
+            result, played = evaluate(
+                pool,
+                policy,
+                cfg.rollout,
+                episodes,
+                cfg.eval.seed,
+                cfg.env.eval_options,
+                on_episode=lambda _: bar.advance(job),
+            )
+            bar.update(job, note=f"success {result.success.mean:.1%}")
+        run.trajectories("eval_after", played[:32])
+        run.log(step, result.metrics())
+        run.evaluated("after", result)
+        run.finish()
+    return run.evaluations()

@@ -110,17 +110,15 @@ class Packed:
             row = self.parents[row]
         return spans[::-1]
 
-    def _varlen(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
+    def _varlen(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         cu = torch.tensor(self.cu, dtype=torch.int32, device=query.device)
         longest = max(b - a for a, b in zip(self.cu[:-1], self.cu[1:], strict=True))
         q, k, v = (x.transpose(0, 1).contiguous() for x in (query, key, value))
-        return varlen_attn(
-            q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True
-        )
+        out = varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True)
+        assert isinstance(out, torch.Tensor)
+        return out
 
 
 def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -135,9 +133,7 @@ def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout
     Returns:
         ``[T, d]``, ready for the output embeddings.
     """
-    out = model.get_decoder()(
-        input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout
-    )
+    out = model.get_decoder()(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
     return out.last_hidden_state[0]
 
 

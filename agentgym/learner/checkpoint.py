@@ -21,7 +21,7 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: int = 2) -> None:
-    """Save a checkpoint and remove all but the newest ``keep`` beside it.
+    """Save a checkpoint, unless it is there already, and remove all but the newest ``keep`` beside it.
 
     Args:
         folder: ``.../checkpoints/step_00010``.
@@ -30,6 +30,8 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
         state: Optimizer and counters; tensors and plain values only.
         keep: Checkpoints to keep.
     """
+    if (folder / _STATE).is_file():
+        return
 
     def write(tmp: Path) -> None:
         _write_model(tmp, model, tokenizer)
@@ -38,6 +40,20 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
     _atomically(folder, write)
     for old in _complete(folder.parent)[:-keep]:
         shutil.rmtree(old)
+
+
+def resume(folder: Path, learner: Any) -> int:
+    """Put a learner where the newest checkpoint in ``folder`` left it.
+
+    Returns:
+        The step to go on from; 0 if there is no checkpoint.
+    """
+    last = latest(folder)
+    if last is None:
+        return 0
+    state = restore(last, learner.model)
+    learner.load_state(state)
+    return int(state["step"])
 
 
 def latest(folder: Path) -> Path | None:

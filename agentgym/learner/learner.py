@@ -64,9 +64,7 @@ class Learner:
         )
         self.updates = 0
 
-    def step(
-        self, batches: Sequence[MicroBatch], loss_fn: LossFn, temperature: float = 1.0
-    ) -> dict[str, float]:
+    def step(self, batches: Sequence[MicroBatch], loss_fn: LossFn, temperature: float = 1.0) -> dict[str, float]:
         """Take one optimizer step; the micro-batches count as one batch.
 
         Args:
@@ -84,7 +82,7 @@ class Learner:
         for micro in batches:
             batch = micro.to(self.device)
             loss, metrics = loss_fn(token_logprobs(self.model, batch, temperature), batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
             tokens += len(batch.targets)
             for name, value in metrics.items():

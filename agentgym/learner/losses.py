@@ -246,9 +246,7 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
 
 
-def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None = 0.5
-) -> Tensor:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None = 0.5) -> Tensor:
     """Value loss per token: half of max((V - y)^2, (clip(V, V_old - c, V_old + c) - y)^2).
 
     Args:
@@ -270,9 +268,7 @@ def clipped_value_loss(
     return 0.5 * loss
 
 
-def _clipped(
-    ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float, dual_clip: float | None
-) -> Tensor:
+def _clipped(ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float, dual_clip: float | None) -> Tensor:
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip is {dual_clip}: must be above 1")
     advantages = advantages.detach()

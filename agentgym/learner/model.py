@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from agentgym.errors import ConfigError
 from agentgym.learner.attention import NAME, Packed, hidden_states, logits_at
@@ -14,6 +15,8 @@ from agentgym.renderer import HFTokenizer, Renderer
 
 _PROBE_TOKENS = 24
 _TOLERANCE = 1e-3
+
+logging.disable_progress_bar()
 
 
 def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Renderer]:
@@ -54,9 +57,7 @@ def prepare(model: Any) -> Any:
     """
     layers = getattr(model.config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in layers):
-        raise ConfigError(
-            f"{model.config.model_type}: only models with full attention in every layer are supported"
-        )
+        raise ConfigError(f"{model.config.model_type}: only models with full attention in every layer are supported")
     device = next(model.parameters()).device
     ids = torch.arange(1, _PROBE_TOKENS + 1, device=device) % model.config.vocab_size
     training = model.training

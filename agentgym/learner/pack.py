@@ -84,9 +84,7 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
         advantages = segment.advantages or [0.0] * len(segment)
         if any(mask):
             last = len(mask) - mask[::-1].index(1)
-            rows.append(
-                TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index)
-            )
+            rows.append(TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index))
     return rows
 
 

@@ -1,47 +1,18 @@
-"""What every trainer needs before its loop: the environment, the model, evaluation settings."""
+"""What every trainer needs before its loop: the model and evaluation settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from agentgym import seeding
-from agentgym.env_worker import EnvPool, make_env
 from agentgym.errors import ConfigError
 from agentgym.learner import tiny
 from agentgym.learner.model import load_model, prepare
 from agentgym.renderer import HFTokenizer, Renderer
-from agentgym.rollout import RolloutConfig
-
-
-@dataclass
-class EnvConfig:
-    """The environment.
-
-    Attributes:
-        id: Gymnasium id.
-        kwargs: Arguments of ``gym.make``.
-        options: Options of ``env.reset`` in training.
-        eval_options: Options of ``env.reset`` in evaluation.
-    """
-
-    id: str = "agentgym/TextWorldExpress-v0"
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=lambda: {"split": "train"})
-    eval_options: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
-
-    def pool(self) -> EnvPool:
-        """Check that the environment can be made, and return a pool of it.
-
-        Raises:
-            ConfigError: For an unknown id or wrong arguments.
-            MissingDependency: If its engine is not installed.
-        """
-        make_env(self.id, self.kwargs).close()
-        return EnvPool(self.id, self.kwargs)
 
 
 @dataclass
@@ -112,27 +83,10 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
         model, tokenizer, renderer = load_model(config.path, dtype)
         return _placed(model), tokenizer, renderer
     if texts is None:
-        raise ConfigError(
-            "model.path=tiny has nothing to start from here: give the folder of an SFT run's model"
-        )
+        raise ConfigError("model.path=tiny has nothing to start from here: give the folder of an SFT run's model")
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
-    model = tiny.build_model(
-        tokenizer, seeding.init_seed(run_seed), config.hidden, config.layers, config.heads
-    )
+    model = tiny.build_model(tokenizer, seeding.init_seed(run_seed), config.hidden, config.layers, config.heads)
     return _placed(prepare(model.to(dtype))), tokenizer, Renderer(HFTokenizer(tokenizer))
-
-
-def check_context(model: Any, rollout: RolloutConfig) -> None:
-    """Refuse a context longer than the model's positions.
-
-    Raises:
-        ConfigError: If ``rollout.context_limit`` exceeds them.
-    """
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and rollout.context_limit > positions:
-        raise ConfigError(
-            f"rollout.context_limit is {rollout.context_limit}, but the model has {positions} positions"
-        )
 
 
 def _placed(model: Any) -> Any:

@@ -80,12 +80,14 @@ class Policy(Protocol):
         name: Recorded in trajectories.
         renderer: Renderer of its tokenizer.
         version: Version of its weights, -1 without weights.
+        context_limit: Tokens of prompt and answer that it can read, None for a policy that does not read tokens.
         env_options: Options an environment must be reset with for this policy (the expert wants hints).
     """
 
     name: str
     renderer: Renderer
     version: int
+    context_limit: int | None
     env_options: dict[str, Any]
 
     def open(self) -> Session:

@@ -95,7 +95,7 @@ class HFPolicy:
         parameter = next(model.parameters())
         self.device = parameter.device
         self.cache = KVCache(model.config, parameter.dtype, parameter.device)
-        self.context_limit = int(getattr(model.config, "max_position_embeddings", 0)) or None
+        self.context_limit: int | None = int(model.config.max_position_embeddings)
         self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0}
         self._sessions: dict[int, HFSession] = {}
         self._wake: asyncio.Event | None = None
@@ -117,7 +117,7 @@ class HFPolicy:
 
     async def submit(self, session: HFSession, request: Request) -> Generation:
         """Queue a turn and wait until it is written."""
-        if self.context_limit and len(request.ids) + request.max_new_tokens > self.context_limit:
+        if self.context_limit is not None and len(request.ids) + request.max_new_tokens > self.context_limit:
             raise ContextFull(
                 f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
                 f"{self.context_limit} positions"
@@ -255,9 +255,7 @@ class HFPolicy:
         for session, token, logp in zip(rows, tokens, logps, strict=True):
             self._append(session, token, logp)
 
-    def _step(
-        self, slots: list[int], positions: list[int], singles: int, spans: list[tuple[int, int]]
-    ) -> Step:
+    def _step(self, slots: list[int], positions: list[int], singles: int, spans: list[tuple[int, int]]) -> Step:
         longest = max((n for _, n in spans), default=0)
         index = np.array([[a + min(j, n - 1) for j in range(longest)] for a, n in spans], dtype=np.int64)
         valid = np.array([[j < n for j in range(longest)] for _, n in spans], dtype=bool)
@@ -279,9 +277,7 @@ class HFPolicy:
         stopped = token == self.renderer.close_id
         if stopped or len(job.new) >= job.request.max_new_tokens:
             if not job.future.done():
-                job.future.set_result(
-                    Generation(job.new, job.logps, self.version, "stop" if stopped else "length")
-                )
+                job.future.set_result(Generation(job.new, job.logps, self.version, "stop" if stopped else "length"))
             session.job = None
 
 

@@ -95,9 +95,7 @@ class Step:
                 self.slots[self.runs[:, 0]], self.positions[self.runs]
             )
 
-    def _reach(
-        self, slots: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor | slice, int, torch.Tensor]:
+    def _reach(self, slots: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor | slice, int, torch.Tensor]:
         high = int(positions.max()) + 1
         seen = torch.arange(high, device=positions.device) <= positions[:, :, None]
         bias = torch.zeros(seen.shape, dtype=self.cache.dtype, device=positions.device)
@@ -128,8 +126,6 @@ class Step:
             q = query[:, self.runs].transpose(0, 1)
             k = keys[self.run_slots, :, : self.run_high]
             v = values[self.run_slots, :, : self.run_high]
-            o = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=self.run_bias, scale=scale, enable_gqa=groups > 1
-            )
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=self.run_bias, scale=scale, enable_gqa=groups > 1)
             out[self.runs[self.run_valid]] = o.transpose(1, 2)[self.run_valid]
         return out

@@ -35,6 +35,7 @@ class ScriptedPolicy:
 
     name = "scripted"
     version = -1
+    context_limit: int | None = None
 
     def __init__(self, renderer: Renderer | None = None):
         """Write in the tokens of ``renderer``, by default in bytes."""

@@ -1,0 +1,210 @@
+"""The command line: ``agentgym envs | train | eval | view``.
+
+Every error a user can make is one line on standard error, with the fix in it, and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentgym import __version__
+from agentgym.errors import AgentGymError, ConfigError, missing
+
+ALGORITHMS = ("sft", "grpo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 1 (failed), 2 (wrong input), 130 (interrupted)."""
+    args = _parser().parse_args(argv)
+    if not hasattr(args, "run"):
+        _parser().print_help()
+        return 2
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        return int(args.run(args) or 0)
+    except AgentGymError as error:
+        if getattr(args, "json", False):
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"agentgym: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("agentgym: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agentgym", description="Agent environments and a multi-turn LLM agent trainer."
+    )
+    parser.add_argument("--version", action="version", version=f"agentgym {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    envs = commands.add_parser("envs", help="list the environments")
+    envs.add_argument("--json", action="store_true", help="for machines")
+    envs.set_defaults(run=_envs)
+
+    train = commands.add_parser("train", help="train a policy", description="Train a policy.")
+    train.add_argument("algorithm", metavar="ALGO", help=" or ".join(ALGORITHMS))
+    train.add_argument("--config", metavar="FILE", help="YAML settings")
+    train.add_argument("--out", metavar="DIR", help="run folder")
+    train.add_argument("--seed", type=int, metavar="S", help="seed of everything (default: the config's, 0)")
+    _add_set(train)
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
+    train.add_argument("--show-config", action="store_true", help="print the resolved settings and stop")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser(
+        "eval", help="evaluate policies on held-out seeds", description="Evaluate policies on held-out seeds."
+    )
+    evaluate.add_argument("--env", required=True, metavar="ID", help="environment, see `agentgym envs`")
+    evaluate.add_argument(
+        "--policy",
+        required=True,
+        action="append",
+        metavar="P",
+        help="expert, random, canned:A;B or hf:FOLDER; repeat to compare",
+    )
+    evaluate.add_argument("--episodes", type=int, default=100, metavar="N", help="default: 100")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="chooses the episodes (default: 0)")
+    evaluate.add_argument("--config", metavar="FILE", help="take env and rollout settings from a trainer's YAML")
+    _add_set(evaluate)
+    evaluate.add_argument("--out", metavar="DIR", help="keep every episode here; run again to resume")
+    evaluate.add_argument("--threads", type=int, default=0, help="CPU threads of torch (default: its own choice)")
+    evaluate.add_argument("--json", action="store_true", help="for machines")
+    evaluate.set_defaults(run=_eval)
+
+    view = commands.add_parser("view", help="write the HTML report of a run folder")
+    view.add_argument("dir", metavar="DIR", help="run folder")
+    view.set_defaults(run=_view)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="change a setting, for example optim.lr=1e-4 env.kwargs.game=twc",
+    )
+
+
+def _envs(args: argparse.Namespace) -> None:
+    from agentgym.registration import ENVIRONMENTS
+
+    if args.json:
+        rows = [{"id": e.id, "summary": e.summary, "extra": e.extra, "needs": list(e.needs)} for e in ENVIRONMENTS]
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(len(e.id) for e in ENVIRONMENTS)
+    for entry in ENVIRONMENTS:
+        print(f"{entry.id:<{width}}  {entry.summary}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from agentgym import config
+    from agentgym.errors import unknown
+
+    if args.algorithm not in ALGORITHMS:
+        raise unknown("algorithm", args.algorithm, ALGORITHMS)
+    values = config.load(args.config) if args.config else {}
+    values = config.overlay(values, config.settings(args.set))
+    if args.seed is not None:
+        values["seed"] = args.seed
+    try:
+        trainer = importlib.import_module(f"agentgym.trainers.{args.algorithm}")
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name), "train") from error
+    cfg = trainer.make_config(values)
+    if args.show_config:
+        print(config.dump(cfg), end="")
+        return
+    if not args.out:
+        raise ConfigError("--out DIR is missing: where shall the run go?")
+    results = trainer.main(cfg, args.out, args.resume)
+    for name, result in results.items():
+        low, high = result.success.ci95
+        print(
+            f"{name:>7}: success {result.success.mean:6.1%}  [{low:.1%}, {high:.1%}]  return {result.returns.mean:.3f}"
+        )
+    print(f"model:  {args.out}/final\nreport: {args.out}/report.html")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from agentgym import config
+    from agentgym.env_worker import EnvPool, make_env
+    from agentgym.evaluate import EvalSettings, evaluate
+    from agentgym.policies.specs import make_policy
+    from agentgym.run import progress
+
+    if args.episodes < 1:
+        raise ConfigError(f"--episodes {args.episodes}: it must be at least 1")
+    loaded = config.load(args.config) if args.config else {}
+    values = {k: v for k, v in loaded.items() if k in ("env", "rollout")}
+    values = config.overlay(values, config.settings(args.set))
+    values = config.overlay(values, {"env": {"id": args.env}})
+    chosen = config.build(EvalSettings, values)
+    make_env(chosen.env.id, chosen.env.kwargs).close()
+    policies = [make_policy(spec, args.threads) for spec in args.policy]
+    results = []
+    with EnvPool(chosen.env.id, chosen.env.kwargs) as pool, progress(disable=args.json) as bar:
+        for spec, policy in zip(args.policy, policies, strict=True):
+            policy.name = spec
+            job = bar.add_task(spec, total=args.episodes, note="")
+            log = Path(args.out) / f"{_file_name(spec)}.jsonl" if args.out else None
+            result, played = evaluate(
+                pool,
+                policy,
+                chosen.rollout,
+                args.episodes,
+                args.seed,
+                chosen.env.eval_options,
+                log,
+                on_episode=functools.partial(_advance, bar, job),
+            )
+            bar.update(job, completed=len(played))
+            results.append(result.to_dict())
+    if args.json:
+        print(json.dumps(results[0] if len(results) == 1 else results))
+        return
+    for r in results:
+        cells = (
+            f"{k} {r[k]['mean']:.3f} [{r[k]['ci95'][0]:.3f}, {r[k]['ci95'][1]:.3f}]"
+            for k in ("success", "return", "turns", "tokens")
+        )
+        print(f"{r['policy']}: {r['episodes']} episodes, {r['failed']} failed;  " + "  ".join(cells))
+
+
+def _advance(bar: Any, job: Any, _: Any) -> None:
+    bar.advance(job)
+
+
+def _file_name(spec: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in spec)
+
+
+def _view(args: argparse.Namespace) -> None:
+    from agentgym.report import write_report
+
+    print(write_report(Path(args.dir)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

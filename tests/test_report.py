@@ -1,0 +1,415 @@
+"""The report page: complete, self-contained, safe with untrusted text, and quick to open."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+
+import numpy as np
+import pytest
+
+from agentgym import plots, report_data, store
+from agentgym.errors import ConfigError, MissingDependency
+from agentgym.report import write_report
+from agentgym.types import Edit, Segment, Status, Trajectory, Turn
+
+PAYLOAD = (
+    "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+    "<!--<script>{{data}} 走廊 \ud83d"
+)
+ROOMS = ("pantry", "kitchen", "corridor", "cellar", "attic", "garden")
+SYSTEM = "You play a text game. Answer with one command inside <action> and </action>."
+PIECES: list[str] = []
+
+
+def encode(text):
+    """Word-level ids; new words join the vocabulary."""
+    ids = []
+    for piece in re.findall(r" ?[^\s]+|\s", text):
+        if piece not in PIECES:
+            PIECES.append(piece)
+        ids.append(PIECES.index(piece))
+    return ids
+
+
+def episode(rng, seed, group, member, skill, version, learned=True):
+    """A walk through rooms to a coin, with parse errors, and a fork when the thoughts are stripped."""
+    trajectory = Trajectory("agentgym/TextWorld-Coin-v0", seed, group, member, int(rng.integers(2**31)), "Qwen3-0.6B")
+    segment = Segment()
+    segment.append_context(encode(f"<|system|>\n{SYSTEM}\n"))
+    trajectory.messages = [{"role": "system", "content": SYSTEM}]
+    trajectory.segments = [segment]
+    fork_at = int(rng.integers(2, 5)) if rng.random() < 0.5 else -1
+    rooms = np.random.default_rng(seed).permutation(ROOMS)
+    for number in range(int(rng.integers(4, 9))):
+        room, onward = rooms[number % 6], rooms[(number + 1) % 6]
+        observation = (
+            f"-= {room.title()} =-\nYou arrive in a {room}. A normal kind of place. You see a closed gate "
+            f"leading east and an open door leading to the {onward}.\n\nOn the table lies a note."
+        )
+        if number == fork_at:
+            segment = fork(trajectory, number)
+        prompt_start = len(segment)
+        segment.append_context(encode(f"<|user|>\n{observation}\n<|assistant|>\n"))
+        start = len(segment)
+        found = rng.random() < 0.12 + 0.2 * skill
+        action = "take coin" if found else str(rng.choice(["go east", "go west", f"go to {onward}", "open gate"]))
+        failed = rng.random() < 0.1
+        text = f"The exit to the {onward} may be east of here. <action>{action}"
+        text += "" if failed else "</action>"
+        ids = encode(text) + encode("<|end|>")
+        segment.append_sampled(ids, [float(np.float32(-x)) for x in rng.exponential(0.6, len(ids))], version)
+        trajectory.turns.append(
+            Turn(
+                *(observation, len(trajectory.segments) - 1, prompt_start, start, len(segment), text),
+                action=None if failed else action,
+                parse_error="no </action> after <action>" if failed else None,
+                reward=0.0 if failed else float(found),
+                finish="length" if failed else "stop",
+                policy_s=float(rng.exponential(0.6)),
+                env_s=float(rng.exponential(0.01)),
+            )
+        )
+        if found and not failed:
+            break
+    trajectory.success = trajectory.turns[-1].reward == 1.0
+    trajectory.status = Status.DONE if trajectory.success else Status.TRUNCATED
+    trajectory.info = {"score": int(trajectory.success), "max_score": 1}
+    trajectory.final_observation = "You take the coin. You win!" if trajectory.success else "You are lost."
+    if rng.random() < 0.02:
+        trajectory.status, trajectory.success, trajectory.error = Status.ENV_ERROR, None, "the game process ended"
+    if learned:
+        for row in trajectory.segments:
+            scale = trajectory.episode_return - 0.4
+            row.advantages = [float(np.float32(m * scale * rng.uniform(0.6, 1))) for m in row.mask]
+    return trajectory
+
+
+def fork(trajectory, turn):
+    """Begin a row without the first thought, as a chat template that strips thoughts does."""
+    old, first = trajectory.segments[-1], trajectory.turns[0]
+    kept, cut = first.start, first.start + 10
+    segment = Segment(edit=Edit(turn, kept, len(old) - kept, first.text, first.text[first.text.index("<action>") :]))
+    segment.append_context(old.ids[:kept] + old.ids[cut:])
+    trajectory.segments.append(segment)
+    return segment
+
+
+def make_run(folder, count=64, steps=60, seed=0):
+    """Write a run folder as a trainer leaves it, with about ``count`` trajectories."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(steps):
+            skill = step / steps
+            row = {
+                "step": step,
+                "reward/mean": 0.2 + 0.6 * skill + rng.normal(0, 0.07),
+                "reward/std": 0.4 - 0.1 * skill + rng.normal(0, 0.02),
+                "episode/success": float(np.clip(0.2 + 0.6 * skill + rng.normal(0, 0.08), 0, 1)),
+                "episode/turns": 8 - 3 * skill + rng.normal(0, 0.3),
+                "tokens/action": 210 - 60 * skill + rng.normal(0, 9),
+                "policy/entropy": 1.3 * np.exp(-2 * skill) + rng.normal(0, 0.03),
+                "policy/kl_ref": 0.02 * skill**2 + abs(rng.normal(0, 0.0004)),
+                "policy/clip_frac": abs(rng.normal(0.04, 0.01)),
+                "group/zero_std_frac": 0.1 + 0.3 * skill,
+                "optim/grad_norm": rng.lognormal(-0.5, 0.3),
+                "optim/lr": 1e-6,
+                "time/rollout": rng.normal(21, 2),
+                "time/update": rng.normal(9, 0.6),
+            }
+            if step % 10 == 0:
+                mean = 0.22 + 0.55 * skill
+                row |= {"eval/success": mean, "eval/success_lo": mean - 0.09, "eval/success_hi": mean + 0.09}
+                row |= {"eval/return": mean}
+            file.write(json.dumps(row) + "\n")
+    (folder / "config.yaml").write_text(
+        "algo: grpo\nmodel: Qwen/Qwen3-0.6B\nenv: agentgym/TextWorld-Coin-v0\nseed: 7\n"
+        "rollout:\n  groups: 16\n  members: 8\n  max_turns: 10\noptim:\n  lr: 1.0e-06\n  clip: 0.2\n"
+    )
+    names = ["eval_after", "eval_before", "expert", *(f"step_{10 * i:05d}" for i in range(5))]
+    groups = -(-count // 8 // len(names))
+    for number, name in enumerate(names):
+        store.write(
+            folder / "trajectories" / f"{name}.jsonl",
+            [
+                episode(rng, 100 * number + g, f"coin-{100 * number + g}", m, number / 8, number, number > 2)
+                for g in range(groups)
+                for m in range(8)
+            ],
+        )
+    before = {"success": (0.22, 0.13, 0.31), "return": (0.22, 0.13, 0.31), "turns": (7.9, 7.4, 8.4)}
+    after = {"success": (0.77, 0.68, 0.85), "return": (0.77, 0.68, 0.85), "turns": (5.2, 4.7, 5.6)}
+    before["tokens"], after["tokens"] = (212.0, 203.0, 221.0), (151.0, 144.0, 158.0)
+    sides = {
+        side: {name: {"mean": m, "ci95": [lo, hi]} for name, (m, lo, hi) in values.items()}
+        for side, values in (("before", before), ("after", after))
+    }
+    (folder / "evaluation.json").write_text(json.dumps(sides))
+    (folder / "tokens.json").write_text(json.dumps(PIECES))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "coin-grpo")
+
+
+def embedded(page):
+    """The JSON of every data tag, by id."""
+    found = re.findall(r'<script type="application/json" id="(\w+)">(.*?)</script>', page, re.DOTALL)
+    return {name: json.loads(text) for name, text in found}
+
+
+def without_data(page):
+    return re.sub(r'<script type="application/json".*?</script>', "", page, flags=re.DOTALL)
+
+
+def unpacked(values):
+    if isinstance(values, list):
+        return values
+    return [v for v, n in zip(values["runs"][::2], values["runs"][1::2], strict=True) for _ in range(n)]
+
+
+def test_the_page_refers_to_nothing_outside(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = without_data(path.read_text())
+    for outside in ("http:", "https:", "//cdn", " src=", "@import", "url(", "fetch(", "XMLHttp", "import("):
+        assert outside not in page
+    for sink in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "new Function", "srcdoc"):
+        assert sink not in page
+    assert "default-src 'none'" in page
+    assert "{{" not in page
+
+
+def test_every_trajectory_is_in_the_page(run):
+    data = embedded(write_report(run).read_text())
+    index = data["index"]
+    stored = [t for name in index["files"] for t in store.read(run / "trajectories" / f"{name}.jsonl")]
+    assert index["total"] == len(stored) == len(data) - 1 == 64
+    assert index["list"]["return"] == [t.episode_return for t in stored]
+    assert index["list"]["success"] == [t.success for t in stored]
+    assert any(len(t.segments) > 1 for t in stored)
+    for number, trajectory in enumerate(stored):
+        detail = data[f"t{number}"]
+        assert [t["text"] for t in detail["turns"]] == [t.text for t in trajectory.turns]
+        assert [t["action"] for t in detail["turns"]] == [t.action for t in trajectory.turns]
+        ids = []
+        for shown, segment in zip(detail["segments"], trajectory.segments, strict=True):
+            ids = ids[: shown["kept"]] + shown["ids"]
+            assert ids == segment.ids
+            assert unpacked(shown["mask"]) == segment.mask
+            own = [k for k, bit in enumerate(segment.mask) if bit]
+            assert shown["logps"] == pytest.approx([segment.logps[k] for k in own], rel=1e-3)
+            assert unpacked(shown["versions"]) == [segment.versions[k] for k in own]
+            if segment.advantages is not None:
+                expected = [segment.advantages[k] for k in own]
+                assert unpacked(shown["advantages"]) == pytest.approx(expected, rel=1e-3)
+            assert (shown["edit"] is None) == (segment.edit is None)
+
+
+def test_tokens_are_embedded_once_and_only_those_in_use(run):
+    (run / "tokens.json").write_text(json.dumps([*PIECES, "never used"]))
+    tokens = embedded(write_report(run).read_text())["index"]["tokens"]
+    assert "never used" not in tokens.values()
+    assert tokens[str(PIECES.index(" coin"))] == " coin" if " coin" in PIECES else True
+    (run / "tokens.json").unlink()
+    assert embedded(write_report(run).read_text())["index"]["tokens"] is None
+
+
+def test_optional_files_may_be_absent_and_numbers_may_be_odd(run):
+    (run / "evaluation.json").unlink()
+    (run / "tokens.json").unlink()
+    (run / "config.yaml").write_text("just: [a, broken\n  yaml")
+    odd = Trajectory("Env-v0", 1, info={"score": float("nan"), "deep": [float("inf")]})
+    odd.turns = [Turn("o", 0, 0, 0, 0, "t", "a", reward=float("nan"))]
+    store.write(run / "trajectories" / "odd.jsonl", [odd])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "reward/mean": NaN, "note": "text", "flag": true}\n{"step": 61, "rew')
+    index = embedded(write_report(run).read_text())["index"]
+    assert index["evaluation"] is None
+    assert {c["name"] for c in index["curves"]}.isdisjoint({"note", "flag", "eval/success_lo"})
+    assert index["list"]["return"][-1] == 1 or None in index["list"]["return"]
+
+
+def test_larger_runs_share_the_page_between_the_files(tmp_path):
+    run = make_run(tmp_path / "run", count=256)
+    store.write(run / "trajectories" / "few.jsonl", store.read(run / "trajectories" / "expert.jsonl")[:3])
+    index = embedded(write_report(run, limit=83).read_text())["index"]
+    shown = [index["list"]["file"].count(i) for i in range(9)]
+    assert index["total"] == 259
+    assert shown == [10 if name != "few" else 3 for name in index["files"]]
+    assert ["trajectories", "259 (83 in this page)"] in index["facts"]
+
+
+def test_a_resumed_run_keeps_the_last_value_of_a_step(tmp_path):
+    rows = [{"step": s, "reward/mean": v} for s, v in [(0, 1), (1, 2), (2, 3), (1, 20), (2, 30)]]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert report_data.read_metrics(tmp_path) == {"reward/mean": {0: 1, 1: 20, 2: 30}}
+
+
+def test_long_curves_are_thinned_but_keep_their_peaks():
+    curve = {float(step): 0.0 for step in range(100_000)}
+    curve[51_234.0] = 9.0
+    drawn = report_data.curve("reward/mean", {"reward/mean": curve})
+    assert len(drawn["x"]) <= 1002
+    assert (drawn["x"][0], drawn["x"][-1], max(drawn["y"])) == (0, 99_999, 9)
+
+
+def test_missing_and_empty_parts_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no run folder .*nothing"):
+        write_report(tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl, config\.yaml, trajectories/\*\.jsonl; expected"):
+        write_report(tmp_path)
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"run is not a complete run folder: missing or empty: metrics\.jsonl;"):
+        write_report(run)
+    (run / "metrics.jsonl").write_text('{"step": 1, "note": "none"}\n')
+    with pytest.raises(ConfigError, match="holds no metric"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("metrics.jsonl", '{"step": 0, "a/b": 1}\n{oops\n{"step": 1}\n', r"metrics\.jsonl, line 2"),
+        ("metrics.jsonl", '{"loss": 0}\n{"step": 1}\n', "line 1: KeyError"),
+        ("evaluation.json", '{"before": {"success": 0.5}}', r"evaluation\.json.*ci95"),
+        ("tokens.json", '{"a": 1}', r"tokens\.json: expected a JSON list"),
+        ("trajectories/step_00000.jsonl", "{}\n", r"step_00000\.jsonl, line 1"),
+    ],
+)
+def test_damaged_parts_are_named(run, name, content, message):
+    (run / name).write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        write_report(run)
+
+
+def test_a_run_without_any_trajectory_is_refused(run):
+    for path in (run / "trajectories").iterdir():
+        store.write(path, [])
+    with pytest.raises(ConfigError, match="no trajectory in its"):
+        write_report(run)
+
+
+def test_the_learning_curve_is_a_picture(run):
+    path = plots.learning_curve(run)
+    assert path == run / "learning_curve.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_the_learning_curve_needs_something_to_draw(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"no .*metrics\.jsonl"):
+        plots.learning_curve(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "policy/entropy": 1}\n')
+    with pytest.raises(ConfigError, match="nothing to draw: expected one of episode/success"):
+        plots.learning_curve(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "eval/success": 1}\n')
+    assert plots.learning_curve(tmp_path).is_file()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependency, match=r"agentgym-lab\[train\]"):
+        plots.learning_curve(tmp_path)
+
+
+def test_moving_average_is_over_the_last_values():
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert plots.moving_average(values, 1).tolist() == values.tolist()
+    assert plots.moving_average(values, 2).tolist() == [1.0, 1.5, 2.5, 3.5, 4.5]
+    assert plots.moving_average(values, 9).tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_page(tmp_path):
+    """Open a page in headless Chromium and return its document after the script has run."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not on the PATH")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    )
+
+    def dump(path, address=""):
+        profile = tmp_path / f"profile{len(list(tmp_path.iterdir()))}"
+        command = [chromium, *flags.split(), f"--user-data-dir={profile}", "--dump-dom", path.as_uri() + address]
+        return subprocess.run(command, capture_output=True, timeout=120, check=True, text=True).stdout
+
+    return dump
+
+
+def ready(document):
+    """Milliseconds from the start of navigation to the first drawn view."""
+    return int(re.search(r'data-ready="(\d+)"', document)[1])
+
+
+@pytest.mark.browser
+def test_untrusted_text_is_inert(tmp_path, open_page):
+    run = make_run(tmp_path / "<b>run &amp; co", steps=3)
+    names = ("eval_before", "expert")
+    for name in names:
+        trajectories = store.read(run / "trajectories" / f"{name}.jsonl")
+        for trajectory in trajectories:
+            trajectory.group = trajectory.policy = trajectory.final_observation = trajectory.error = PAYLOAD
+            trajectory.info[PAYLOAD] = PAYLOAD
+            trajectory.messages[0]["content"] = PAYLOAD
+            for turn in trajectory.turns:
+                turn.observation = turn.text = PAYLOAD
+                turn.action, turn.parse_error = (None, PAYLOAD) if turn.action is None else (PAYLOAD, None)
+            trajectory.segments[0].edit = Edit(0, 0, 3, PAYLOAD, PAYLOAD)
+        store.write(run / "trajectories" / f"{name}.jsonl", trajectories)
+    (run / "config.yaml").write_text(f'model: "{PAYLOAD[:60]!r}"\n')
+    (run / "tokens.json").write_text(json.dumps([PAYLOAD] * len(PIECES)))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, f"{PAYLOAD}/x": 1.0}) + "\n")
+    path = write_report(run)
+    index = embedded(path.read_text())["index"]
+    first = index["list"]["file"].index(index["files"].index("expert"))
+    views = ("#overview", *(f"#t={first}&view={view}" for view in ("turns", "tokens", "group")))
+    for view in views:
+        document = without_data(open_page(path, view))
+        assert ready(document) > 0
+        shown = re.sub(r"<script>.*?</script>", "", document, flags=re.DOTALL)
+        assert "<title>&lt;b&gt;run &amp;amp; co" in shown
+        assert "<img" not in shown
+        assert "<script" not in shown
+        assert "&lt;/script&gt;" in shown
+        assert PAYLOAD[:-2] in unescape(shown).replace("\u21b5\n", "\n")
+
+
+@pytest.mark.browser
+def test_the_views_show_what_they_promise(run, open_page):
+    path = write_report(run)
+    data = embedded(path.read_text())
+    forked = next(i for i in range(24, 64) if len(data[f"t{i}"]["segments"]) > 1)
+    overview = open_page(path)
+    for text in ("Before and after", "22%", "77%", "zero_std_frac", "max_turns: 10"):
+        assert text in overview
+    assert overview.count("<figure") == len(data["index"]["curves"])
+    turns = without_data(open_page(path, f"#t={forked}"))
+    assert "History rewritten before turn" in turns
+    assert turns.count('class="block model"') == len(data[f"t{forked}"]["turns"])
+    tokens = without_data(open_page(path, f"#t={forked}&view=tokens&color=advantage"))
+    amount = sum(s["kept"] + len(s["ids"]) for s in data[f"t{forked}"]["segments"])
+    assert len(re.findall(r'<span [^>]*data-k="\d+"', tokens)) == amount
+    assert re.search(r"--(plus|minus)\) \d+%", tokens)
+    group = without_data(open_page(path, f"#t={forked}&view=group"))
+    assert "reference" in group
+    assert re.search(r"first differs at</th>(<td[^>]*>(turn \d+|same|reference)</td>){8}", group)
+
+
+@pytest.mark.browser
+def test_two_thousand_trajectories_open_within_three_seconds(tmp_path, open_page):
+    path = write_report(make_run(tmp_path / "run", count=2000))
+    document = open_page(path, "#trajectories")
+    assert "2,000 trajectories" in document
+    assert without_data(document).count('role="option"') < 60
+    assert ready(document) < 3000
