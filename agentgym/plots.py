@@ -11,12 +11,16 @@ import numpy as np
 
 from agentgym import errors, report_data, store
 
-_PANELS = (("success", "episode/success", "eval/success"), ("reward", "reward/mean", "eval/return"))
+_PANELS = (
+    ("success", "episode/success", "eval/success"),
+    ("reward", "reward/mean", "eval/return"),
+    ("negative log-likelihood", "sft/nll", "eval/nll"),
+)
 _TRAIN, _EVAL = "#2f6690", "#c2562d"
 
 
 def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
-    """Draw ``learning_curve.png``: success and reward against training steps.
+    """Draw ``learning_curve.png``: success, reward and imitation loss against training steps, as far as logged.
 
     Training is a thin line with its moving average over a twentieth of the run as a thick one; evaluation is
     points with the 95% intervals ``eval/success_lo`` and ``eval/success_hi`` as bars.
@@ -28,8 +32,8 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
         The path of the figure.
 
     Raises:
-        ConfigError: ``metrics.jsonl`` is missing or damaged, or holds none of episode/success, reward/mean,
-            eval/success and eval/return.
+        ConfigError: ``metrics.jsonl`` is missing or damaged, or holds none of episode/success, reward/mean, sft/nll
+            and their eval/ counterparts.
         MissingDependency: matplotlib is not installed.
     """
     try:

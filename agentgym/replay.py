@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,34 +28,44 @@ class Mismatch:
     replayed: str | float
 
 
-def replay(trajectory: Trajectory, env: gym.Env[Any, Any], options: dict[str, Any] | None = None) -> list[Mismatch]:
+def replay(
+    trajectory: Trajectory,
+    env: gym.Env[Any, Any],
+    options: dict[str, Any] | None = None,
+    show: Callable[[str, Sequence[str]], str] | None = None,
+) -> list[Mismatch]:
     """Play the stored actions in a real environment and compare what it says, character by character.
 
-    A turn whose action is None was a parse error: it does not step the environment, its reward is not
-    compared, and neither is the observation after it, which may be the complaint about the parse error. The
-    final observation is compared unless the episode failed or ended with a parse error.
+    A turn whose action is None was a parse error: it does not step the environment, its reward is not compared, and
+    neither is the observation after it, which is the complaint about the parse error. The final observation is
+    compared unless the episode failed or ended with a parse error.
 
     Args:
         trajectory: The stored episode; its ``env_seed`` resets the environment.
         env: An environment of the same id and arguments. The caller closes it.
         options: The ``reset`` options of the stored episode.
+        show: How the policy was shown an observation and the admissible commands (``show`` of an action codec);
+            unchanged by default.
 
     Returns:
         The mismatches in order of turns; empty if the episode is reproduced.
     """
-    observation, _ = env.reset(seed=trajectory.env_seed, options=options)
+    observation, info = env.reset(seed=trajectory.env_seed, options=options)
     found: list[Mismatch] = []
     ended = ""
     comparable = True
     for index, turn in enumerate(trajectory.turns):
         if ended:
             return [*found, Mismatch(index, "end", "goes on", ended)]
-        if comparable and turn.observation != _text(observation):
-            found.append(Mismatch(index, "observation", turn.observation, _text(observation)))
+        shown = _text(observation)
+        if show is not None:
+            shown = show(shown, info.get("admissible_commands") or [])
+        if comparable and turn.observation != shown:
+            found.append(Mismatch(index, "observation", turn.observation, shown))
         comparable = turn.action is not None
         if turn.action is None:
             continue
-        observation, reward, terminated, truncated, _ = env.step(turn.action)
+        observation, reward, terminated, truncated, info = env.step(turn.action)
         if float(reward) != turn.reward:
             found.append(Mismatch(index, "reward", turn.reward, float(reward)))
         ended = "terminated" if terminated else "truncated" if truncated else ""

@@ -249,7 +249,8 @@ function start() {
   addEventListener("hashchange", readAddress);
   addEventListener("resize", () => state.view === "trajectories" && drawRows());
   readAddress();
-  requestAnimationFrame(() => (document.documentElement.dataset.ready = Math.round(performance.now())));
+  document.body.getBoundingClientRect(); // lay the view out before the time is taken
+  document.documentElement.dataset.ready = Math.round(performance.now());
 }
 
 document.addEventListener("DOMContentLoaded", start);

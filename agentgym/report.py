@@ -97,7 +97,7 @@ def _sample(run: Path, limit: int) -> tuple[list[tuple[str, list[Trajectory]]], 
         shares[index] = min(counts[index], left // (len(paths) - done))
         left -= shares[index]
     files = [
-        (path.stem, list(itertools.islice(store.iter_read(path), share)))
+        (path.stem, list(itertools.islice(store.iter_read(path), max(1, share)))[:share])  # 1: checks the file
         for path, share in zip(paths, shares, strict=True)
     ]
     return files, sum(counts)
@@ -117,7 +117,7 @@ def _page(index: dict[str, Any], details: list[dict[str, Any]]) -> bytes:
     }
     template = (package / "report.html").read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    return page.encode("utf-8", "backslashreplace")  # a lone surrogate in JSON becomes its escape
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", page).encode()  # half a pair is no text
 
 
 def _data(name: str, value: dict[str, Any]) -> str:

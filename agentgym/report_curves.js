@@ -34,13 +34,15 @@ function measure(name, value) {
 function drawEvaluation() {
   if (!INDEX.evaluation?.length) return;
   $("evaluation").hidden = false;
+  const both = INDEX.evaluation.some((entry) => entry.before && entry.after);
+  $("evaluation").querySelector("h2").textContent = both ? "Before and after" : "Evaluation";
   $("evaluation").querySelector(".cards").append(...INDEX.evaluation.map(card));
 }
 
 /** A measure: its numbers, and both intervals on one scale. */
 function card({ name, before, after }) {
   const value = (side, text) =>
-    el("div", { className: `side ${text}` }, el("small", {}, text), side ? measure(name, side[0]) : "–");
+    side ? el("div", { className: `side ${text}` }, el("small", {}, text), measure(name, side[0])) : null;
   const sides = [before, after].filter(Boolean);
   const ends = sides.flat().filter((x) => x !== null);
   const low = name === "success" ? 0 : Math.min(0, ...ends);
@@ -60,7 +62,7 @@ function card({ name, before, after }) {
     "div",
     { className: "card" },
     el("h3", {}, name),
-    el("div", { className: "sides" }, value(before, "before"), el("span", { className: "arrow" }, "→"), value(after, "after")),
+    el("div", { className: "sides" }, value(before, "before"), before && after ? el("span", { className: "arrow" }, "→") : null, value(after, "after")),
     plot,
   );
   node.onpointermove = (event) => tip(event, [["before, 95%", range(before)], ["after, 95%", range(after)]]);

@@ -15,7 +15,7 @@ import yaml
 from agentgym import errors
 from agentgym.types import Segment, Trajectory, Turn
 
-_CONFIG_FACTS = ("algo", "algorithm", "trainer", "model", "env", "env_id", "seed")
+_CONFIG_FACTS = {"preset": "", "model": "path", "env": "id", "seed": ""}
 _MEASURES = ("success", "return", "turns", "tokens")
 _TIMES = ("time/rollout", "time/score", "time/update", "time/sync")
 _MOST_POINTS = 1000
@@ -68,8 +68,13 @@ def facts(config: str, curves: dict[str, Curve], shown: list[Trajectory], total:
     except yaml.YAMLError:
         values = None
     values = values if isinstance(values, dict) else {}
-    found = [[key, str(values[key])] for key in _CONFIG_FACTS if isinstance(values.get(key), str | int | float)]
-    if not {"env", "env_id"} & {key for key, _ in found}:
+    found = []
+    for key, inner in _CONFIG_FACTS.items():
+        value = values.get(key)
+        value = value.get(inner) if isinstance(value, dict) else value
+        if isinstance(value, str | int | float):
+            found.append([key, str(value)])
+    if "env" not in dict(found):
         found.append(["env", ", ".join(sorted({t.env_id for t in shown}))])
     found.append(["last step", f"{max(step for curve in curves.values() for step in curve):,.0f}"])
     part = f" ({len(shown):,} in this page)" if len(shown) < total else ""
@@ -89,7 +94,7 @@ def _duration(seconds: float) -> str:
 
 
 def evaluation(path: Path) -> list[dict[str, Any]] | None:
-    """Read ``evaluation.json``: one entry a measure, with ``[mean, low, high]`` before and after.
+    """Read ``evaluation.json``: one entry a measure, with ``[mean, low, high]`` or None before and after.
 
     Raises:
         ConfigError: The file is not of this form. It may be absent.
@@ -100,7 +105,7 @@ def evaluation(path: Path) -> list[dict[str, Any]] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         for name in _MEASURES:
-            sides = {side: _interval(found[side].get(name)) for side in ("before", "after")}
+            sides = {side: _interval(found.get(side, {}).get(name)) for side in ("before", "after")}
             if any(sides.values()):
                 measures.append({"name": name, **sides})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -108,7 +113,7 @@ def evaluation(path: Path) -> list[dict[str, Any]] | None:
             f"{path}: {type(error).__name__}: {error}: expected before and after, "
             'each with success, return, turns and tokens as {"mean": 0.5, "ci95": [0.4, 0.6]}'
         ) from None
-    return measures
+    return measures or None
 
 
 def _interval(value: dict[str, Any] | None) -> list[Any] | None:

@@ -71,7 +71,14 @@ _INSTRUCTIONS = {
     "'take orange'.",
 }
 
-JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-XX:+ExitOnOutOfMemoryError")
+JAVA_OPTIONS = (
+    "-Xmx256m",  # a game is about 0.1 MB
+    "-Xmn16m",  # or the heap grows to the limit before it is first collected
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",  # steps are short: the optimising compiler costs more than it gives
+    "-XX:-UsePerfData",
+    "-XX:+ExitOnOutOfMemoryError",
+)
 ANSWER_S = 60.0
 """A call that Java does not answer for so long counts as failed."""
 
@@ -646,7 +653,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
             return method(*args)
         except Exception as error:
             self._playing = False
-            if type(error).__name__ != "Py4JNetworkError":  # the Java code failed, the process is well
+            if type(error).__name__ == "Py4JJavaError":  # the Java code failed, the process is well
                 summary = " ".join(str(error).splitlines()[:2])
                 raise EnvError(f"TextWorldExpress {self.game}: {summary}") from error
             with self._jvm.lock:

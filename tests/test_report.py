@@ -126,7 +126,7 @@ def make_run(folder, count=64, steps=60, seed=0):
                 row |= {"eval/return": mean}
             file.write(json.dumps(row) + "\n")
     (folder / "config.yaml").write_text(
-        "algo: grpo\nmodel: Qwen/Qwen3-0.6B\nenv: agentgym/TextWorld-Coin-v0\nseed: 7\n"
+        "preset: grpo\nmodel:\n  path: Qwen/Qwen3-0.6B\nenv:\n  id: agentgym/TextWorld-Coin-v0\nseed: 7\n"
         "rollout:\n  groups: 16\n  members: 8\n  max_turns: 10\noptim:\n  lr: 1.0e-06\n  clip: 0.2\n"
     )
     names = ["eval_after", "eval_before", "expert", *(f"step_{10 * i:05d}" for i in range(5))]
@@ -233,6 +233,12 @@ def test_optional_files_may_be_absent_and_numbers_may_be_odd(run):
     assert index["evaluation"] is None
     assert {c["name"] for c in index["curves"]}.isdisjoint({"note", "flag", "eval/success_lo"})
     assert index["list"]["return"][-1] == 1 or None in index["list"]["return"]
+
+
+def test_an_evaluation_may_have_one_side(run):
+    (run / "evaluation.json").write_text('{"after": {"success": {"mean": 0.5, "ci95": [0.4, NaN]}}}')
+    found = embedded(write_report(run).read_text())["index"]["evaluation"]
+    assert found == [{"name": "success", "before": None, "after": [0.5, 0.4, None]}]
 
 
 def test_larger_runs_share_the_page_between_the_files(tmp_path):

@@ -268,9 +268,7 @@ def test_parquet_version_and_foreign_files_are_checked(tmp_path):
     parquet.write_table(table, tmp_path / "foreign.parquet")
     with pytest.raises(ConfigError, match=r"foreign\.parquet: not a trajectory file"):
         store.read(tmp_path / "foreign.parquet")
-    parquet.write_table(
-        table.replace_schema_metadata({"agentgym_trajectories": "9"}), tmp_path / "new.parquet"
-    )
+    parquet.write_table(table.replace_schema_metadata({"agentgym_trajectories": "9"}), tmp_path / "new.parquet")
     with pytest.raises(ConfigError, match=r"new\.parquet: schema version 9"):
         store.read(tmp_path / "new.parquet")
 
@@ -358,6 +356,14 @@ def test_replay_lists_what_differs():
     assert [(m.turn, m.what) for m in shifted] == [
         *[(0, "observation"), (0, "reward"), (1, "observation"), (1, "reward"), (2, "end")]
     ]
+
+
+def test_replay_shows_observations_as_the_policy_saw_them():
+    trajectory = counted(["1", "1"])
+    for turn in trajectory.turns:
+        turn.observation += " of []"
+    assert len(store.replay(trajectory, Counter())) == 2
+    assert store.replay(trajectory, Counter(), show=lambda text, commands: f"{text} of {commands}") == []
 
 
 def test_replay_sees_a_changed_end():

@@ -138,5 +138,6 @@ def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout
 
 
 def logits_at(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Float32 logits ``[N, V]`` of hidden states ``[N, d]``."""
-    return model.get_output_embeddings()(hidden).float()
+    """Logits ``[N, V]`` of hidden states ``[N, d]``, in float32 at least."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Sets the project up in .venv: pinned Python packages and, as root with apt, the system parts they need.
+# DEVICE=cuda takes the CUDA build of torch instead of the CPU one. With --test, also what only the tests need.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+DEVICE="${DEVICE:-cpu}"
+TORCH=2.13.0
+PYTHON="${PYTHON:-python3}"
+
+"$PYTHON" - <<'PY' || { echo "setup: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+import sys
+sys.exit(sys.version_info < (3, 11))
+PY
+
+packages=()
+command -v java >/dev/null || packages+=(default-jre-headless)
+command -v cc >/dev/null || packages+=(build-essential)
+"$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+"$PYTHON" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+  || packages+=(python3-dev)
+if [ "${1:-}" = --test ] && ! command -v chromium >/dev/null; then
+  if [ "$(id -u)" = 0 ]; then packages+=(chromium); else echo "setup: without chromium the browser tests skip"; fi
+fi
+if [ "${#packages[@]}" -gt 0 ]; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -q
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"
+  else
+    echo "setup: install these first, then run make setup again:" >&2
+    echo "  sudo apt-get install ${packages[*]}" >&2
+    exit 1
+  fi
+fi
+
+[ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
+pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
+stamp="$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)-$DEVICE"
+if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
+  if [ "$DEVICE" = cuda ]; then
+    "${pip[@]}" install "torch==$TORCH"
+  elif ! "${pip[@]}" install "torch==$TORCH+cpu" 2>/dev/null; then
+    # the CPU build is not on the default index: uv knows where it is
+    "${pip[@]}" install uv
+    .venv/bin/uv pip install -q --python .venv/bin/python --torch-backend cpu "torch==$TORCH"
+  fi
+  "${pip[@]}" install -c requirements.lock -e ".[dev]"
+  echo "$stamp" > .venv/stamp
+fi
+echo "setup: ready (.venv, torch for $DEVICE)"
