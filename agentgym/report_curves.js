@@ -43,17 +43,17 @@ function drawEvaluation() {
 function card({ name, before, after }) {
   const value = (side, text) =>
     side ? el("div", { className: `side ${text}` }, el("small", {}, text), measure(name, side[0])) : null;
+  const arrow = before && after ? el("span", { className: "arrow" }, "→") : null;
   const sides = [before, after].filter(Boolean);
   const ends = sides.flat().filter((x) => x !== null);
   const low = name === "success" ? 0 : Math.min(0, ...ends);
   const high = name === "success" ? 1 : Math.max(...ends) || 1;
   const x = (v) => 4 + (232 * (v - low)) / (high - low || 1);
-  const plot = svg("svg", { viewBox: "0 0 240 34", class: "intervals" });
-  plot.append(svg("line", { x1: 4, x2: 236, y1: 33, y2: 33, class: "axis" }));
-  [before, after].forEach((side, at) => {
-    if (!side) return;
+  const plot = svg("svg", { viewBox: `0 0 240 ${6 + 14 * sides.length}`, class: "intervals" });
+  plot.append(svg("line", { x1: 4, x2: 236, y1: 5 + 14 * sides.length, y2: 5 + 14 * sides.length, class: "axis" }));
+  sides.forEach((side, at) => {
     const y = 9 + 14 * at;
-    const kind = at ? "after" : "before";
+    const kind = side === before ? "before" : "after";
     if (side[1] !== null) plot.append(svg("line", { x1: x(side[1]), x2: x(side[2]), y1: y, y2: y, class: kind }));
     plot.append(svg("circle", { cx: x(side[0]), cy: y, r: 4.5, class: kind }));
   });
@@ -62,7 +62,7 @@ function card({ name, before, after }) {
     "div",
     { className: "card" },
     el("h3", {}, name),
-    el("div", { className: "sides" }, value(before, "before"), before && after ? el("span", { className: "arrow" }, "→") : null, value(after, "after")),
+    el("div", { className: "sides" }, value(before, "before"), arrow, value(after, "after")),
     plot,
   );
   node.onpointermove = (event) => tip(event, [["before, 95%", range(before)], ["after, 95%", range(after)]]);

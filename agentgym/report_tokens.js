@@ -95,11 +95,12 @@ function describe(detail, segment, s, k) {
 /** What a fork kept and dropped, and the text before and after. */
 function drawEdit(edit) {
   if (!edit) return null;
+  const amounts = `${plural(edit.kept, "token")} kept, ${edit.dropped.toLocaleString("en")} dropped`;
   const side = (label, text) => el("div", {}, el("h4", {}, label), el("pre", {}, text || "nothing"));
   return el(
     "div",
     { className: "edit" },
-    el("p", {}, el("b", {}, `History rewritten before turn ${edit.turn + 1}`), `${plural(edit.kept, "token")} kept, ${edit.dropped.toLocaleString("en")} dropped`),
+    el("p", {}, el("b", {}, `History rewritten before turn ${edit.turn + 1}`), amounts),
     el("div", { className: "pair" }, side("before", edit.before), side("after", edit.after)),
   );
 }

@@ -13,6 +13,8 @@ function drawDetail() {
   article.scrollTop = 0;
 }
 
+const plain = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
+
 function drawTitle(i, detail) {
   const success = { true: "success", false: "no success" }[String(LIST.success[i])];
   const facts = [
@@ -23,7 +25,7 @@ function drawTitle(i, detail) {
     ["sampling seed", detail.seeds[1]],
     ["policy", detail.policy || "–"],
     ...(detail.attempts > 1 ? [["attempts", String(detail.attempts)]] : []),
-    ...Object.entries(detail.info).map(([key, value]) => [key, typeof value === "object" ? JSON.stringify(value) : String(value)]),
+    ...Object.entries(detail.info).map(([key, value]) => [key, plain(value)]),
   ];
   return el(
     "header",
@@ -71,8 +73,9 @@ function drawTabs(i, detail) {
 function drawTurns(detail) {
   const system = detail.system === null ? null : fold("System prompt", INDEX.systems[detail.system]);
   const turns = detail.turns.map((turn, number) => drawTurn(detail, turn, number));
-  const final = detail.final ? el("section", { className: "turn" }, el("div", { className: "at" }, "end"), block("Final observation", detail.final)) : null;
-  return [system, ...turns, final];
+  if (!detail.final) return [system, ...turns];
+  const end = el("div", { className: "at" }, "end");
+  return [system, ...turns, el("section", { className: "turn" }, end, block("Final observation", detail.final))];
 }
 
 function fold(label, text) {
@@ -179,6 +182,8 @@ function drawGroup(detail, i) {
   const returns = all.map((k) => LIST.return[k]).filter((value) => value !== null);
   const mean = returns.reduce((a, b) => a + b, 0) / (returns.length || 1);
   const spread = Math.sqrt(returns.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (returns.length || 1));
-  const summary = `Mean return ${num(mean)}, standard deviation ${num(spread)}. Actions are compared with those of member ${LIST.member[i]}.`;
+  const summary =
+    `Mean return ${num(mean)}, standard deviation ${num(spread)}. ` +
+    `Actions are compared with those of member ${LIST.member[i]}.`;
   return [el("p", { className: "note" }, summary), el("div", { className: "wide" }, table)];
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import re
 import threading
@@ -41,6 +42,9 @@ PARAMS: dict[str, tuple[str, ...]] = {
 """What each game lets one set; every value is an integer (0 or 1 for switches)."""
 
 SWITCHES = {"includeDoors", "limitInventorySize", "memorization", "verbose"}
+_UNCHECKED = {("mapreader", "numLocations"): (2, 48), ("twc", "numItemsToPutAway"): (1, 4)}
+"""Limits that the engine does not check; it checks the other ones itself."""
+
 FOLDS = {"train": range(0, 1000), "dev": range(10000, 11000), "test": range(20000, 21000)}
 """Engine seeds of each split; a reset seed picks ``FOLDS[split][seed % 1000]``."""
 
@@ -198,10 +202,9 @@ def parse_params(game: str, params: str | Mapping[str, int] | None) -> dict[str,
             checked[key] = int(value)
         except (TypeError, ValueError):
             raise ConfigError(f"parameter {key} of {game} must be an integer, not {value!r}") from None
-        if game == "mapreader" and key == "numLocations" and checked[key] > 48:
-            raise ConfigError(f"parameter {key} of {game} is at most 48 (the engine has no more room names)")
-        if key in SWITCHES and checked[key] not in (0, 1):
-            raise ConfigError(f"parameter {key} of {game} must be 0 or 1, not {value!r}")
+        low, high = (0, 1) if key in SWITCHES else _UNCHECKED.get((game, key), (-math.inf, math.inf))
+        if not low <= checked[key] <= high:
+            raise ConfigError(f"parameter {key} of {game} must be {low} to {high}, not {value!r}")
     return checked
 
 
@@ -335,7 +338,7 @@ class _Expert:
         options = []
         for thing, homes in self.homes.items():
             place = self.find(thing)
-            if place is None or (place[1][:1] and place[1][-1] in homes):
+            if place is None or (place[1] and place[1][-1] in homes):
                 continue
             if place[0] is not None:
                 if len(self.held) < self.capacity:
@@ -559,8 +562,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
         number = int(self.np_random.integers(len(games))) if seed is None else seed % len(games)
         self._playing = False
         self._load(params)
-        gold = hint and self.game not in _HOUSES
-        state = self._decode(self._call(self._server.generateNewGameJSON, games[number], split, gold))
+        state = self._generate(split, number, hint and self.game not in _HOUSES)
         self._task = self._call(self._server.getTaskDescription).strip()
         self._max_score = self._read_max_score()
         self._drop_planner()
@@ -607,7 +609,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
 
     def _info(self, state: dict[str, Any], command: str | None) -> dict[str, Any]:
         info = {
-            "admissible_commands": sorted(filter(None, state["validActions"])),
+            "admissible_commands": sorted({*state["validActions"]} - {""}),
             "score": self._score,
             "max_score": self._max_score,
             "success": state["tasksuccess"],
@@ -621,6 +623,18 @@ class TextWorldExpressEnv(gym.Env[str, str]):
         if self._planner is not None:
             self._planner.close()
             self._planner = None
+
+    def _generate(self, split: str, number: int, gold: bool) -> dict[str, Any]:
+        """Make that game of the split, or the next one if the engine cannot lay out its map."""
+        games = FOLDS[split]
+        for offset in range(50):
+            seed = games[(number + offset) % len(games)]
+            try:
+                return self._decode(self._call(self._server.generateNewGameJSON, seed, split, gold))
+            except EnvError as error:
+                if "distance apart" not in str(error):
+                    raise
+        raise ConfigError("mapreader finds no places that far apart: lower maxDistanceApart")
 
     def _load(self, params: dict[str, int]) -> None:
         if params != self._loaded:
