@@ -37,8 +37,19 @@ class ActionCodec(Protocol):
         ...
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
-        """Write an action as a policy should; ``parse`` reads it back."""
+        """Write an action as a policy should; ``parse`` reads it back (without space around it).
+
+        Raises:
+            ValueError: If the codec has no way to write it.
+        """
         ...
+
+
+def _written(codec: ActionCodec, action: str, text: str) -> str:
+    """The text, if ``codec`` reads the action back from it."""
+    if codec.parse(text, ()).action != action.strip():
+        raise ValueError(f"{text!r} would not be read as {action!r}")
+    return text
 
 
 class Plain:
@@ -59,14 +70,14 @@ class Plain:
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
         """Return the action itself."""
-        return action
+        return _written(self, action, action)
 
 
 class Tagged:
     """The action stands between ``<action>`` and ``</action>``; thinking may precede it, the last one counts."""
 
     instructions = "You may think first. Then give one command as <action>command</action>."
-    _pattern = re.compile(r"<action>(.*?)</action>", re.DOTALL)
+    _pattern = re.compile(r"<action>((?:(?!</?action>).)*)</action>", re.DOTALL)
 
     def show(self, observation: str, admissible: Sequence[str]) -> str:
         """Return the observation unchanged."""
@@ -81,7 +92,7 @@ class Tagged:
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
         """Put the tags around the action."""
-        return f"<action>{action}</action>"
+        return _written(self, action, f"<action>{action}</action>")
 
 
 class ToolCall:
@@ -90,7 +101,7 @@ class ToolCall:
     instructions = (
         'Call the tool act with one command: <tool_call>{"name": "act", "arguments": {"command": "..."}}</tool_call>'
     )
-    _pattern = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+    _pattern = re.compile(r"<tool_call>((?:(?!</?tool_call>).)*)</tool_call>", re.DOTALL)
 
     def show(self, observation: str, admissible: Sequence[str]) -> str:
         """Return the observation unchanged."""
@@ -102,7 +113,7 @@ class ToolCall:
         source = found[-1] if found else text
         try:
             call = json.loads(source.strip())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or a number of thousands of digits
             return Parsed(None, f"the tool call is not valid JSON: {error}")
         except RecursionError:
             return Parsed(None, "the tool call is nested too deeply")
@@ -112,12 +123,14 @@ class ToolCall:
         command = arguments.get("command") if isinstance(arguments, dict) else None
         if not isinstance(command, str) or not command.strip():
             return Parsed(None, 'the call of act needs "command": a non-empty string')
-        return Parsed(command.strip())
+        return Parsed(command.encode(errors="replace").decode().strip())
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
         """Write the call in Hermes tags."""
         call = json.dumps({"name": "act", "arguments": {"command": action}}, ensure_ascii=False)
-        return f"<tool_call>{call}</tool_call>"
+        if "tool_call>" in action:
+            call = call.replace("<", "\\u003c")
+        return _written(self, action, f"<tool_call>{call}</tool_call>")
 
 
 class Choice:
@@ -132,16 +145,19 @@ class Choice:
 
     def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
         """Read the last number."""
-        numbers = re.findall(r"\d{1,9}", text)
+        numbers = re.findall(r"\d+", text)
         if not numbers:
             return Parsed(None, f"no number in the answer: choose 1 to {len(admissible)}")
-        number = int(numbers[-1])
+        last = numbers[-1]
+        number = int(last) if len(last) < 10 else 0
         if not 1 <= number <= len(admissible):
-            return Parsed(None, f"{number} is not on the list: choose 1 to {len(admissible)}")
+            return Parsed(None, f"{last[:10]} is not on the list: choose 1 to {len(admissible)}")
         return Parsed(admissible[number - 1])
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
         """Write the number of an admissible action."""
+        if action not in admissible:
+            raise ValueError(f"it is not among the {len(admissible)} admissible commands")
         return str(list(admissible).index(action) + 1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from agentgym import __version__
 from agentgym.errors import AgentGymError, ConfigError, missing
@@ -25,6 +26,7 @@ ALGORITHMS = ("sft", "grpo")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (wrong input), 130 (interrupted)."""
     args = _parser().parse_args(argv)
+    sys.path.append(os.getcwd())  # where --env my_module:my/Task-v0 may lie
     if not hasattr(args, "run"):
         _parser().print_help()
         return 2
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgentGymError as error:
         if getattr(args, "json", False):
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-        print(f"agentgym: error: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except KeyboardInterrupt:
         print("agentgym: interrupted", file=sys.stderr)
@@ -42,16 +44,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        _complain(error)
+        return 1
+
+
+def _complain(error: object) -> None:
+    """Print an error as one line, whatever it quotes."""
+    print(f"agentgym: error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+class _Parser(argparse.ArgumentParser):
+    """Argparse with errors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and where to find help, and exit with code 2."""
+        _complain(f"{message}; see {self.prog} --help")
+        self.exit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="agentgym", description="Agent environments and a multi-turn LLM agent trainer."
-    )
+    parser = _Parser(prog="agentgym", description="Agent environments and a multi-turn LLM agent trainer.")
     parser.add_argument("--version", action="version", version=f"agentgym {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -154,8 +171,9 @@ def _eval(args: argparse.Namespace) -> None:
     from agentgym.policies.specs import make_policy
     from agentgym.run import progress
 
-    if args.episodes < 1:
-        raise ConfigError(f"--episodes {args.episodes}: it must be at least 1")
+    for name, least in (("episodes", 1), ("seed", 0), ("threads", 0)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"--{name} {getattr(args, name)}: it must be at least {least}")
     loaded = config.load(args.config) if args.config else {}
     values = {k: v for k, v in loaded.items() if k in ("env", "rollout")}
     values = config.overlay(values, config.settings(args.set))
@@ -197,7 +215,8 @@ def _advance(bar: Any, job: Any, _: Any) -> None:
 
 
 def _file_name(spec: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in spec)
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in spec)
+    return name if len(name) <= 60 else f"{name[:50]}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
 
 
 def _view(args: argparse.Namespace) -> None:

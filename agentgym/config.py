@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,6 +17,22 @@ import yaml
 from agentgym.errors import ConfigError, unknown
 
 T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but a key that stands twice is an error and nothing may contain itself."""
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self.deep_construct = True
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -32,39 +51,58 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     for key in values:
         if key not in names:
             raise unknown("config key", f"{where}{key}", [f"{where}{n}" for n in names])
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        if f.name in names - set(values) and f.default is f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{f.name} is missing")
     return cls(**{k: _convert(hints[k], v, f"{where}{k}") for k, v in values.items()})
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected settings (key: value), got {value!r}")
+            raise _wrong(where, "settings (key: value)", value)
         return build(typing.cast(type, kind), value, f"{where}.")
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        kinds = [a for a in args if a is not type(None)]
+        for kind in kinds[:-1]:
+            with contextlib.suppress(ConfigError):
+                return _convert(kind, value, where)
+        return _convert(kinds[-1], value, where)
     if origin is typing.Literal:
-        if value not in args:
-            raise unknown(f"value of {where}", str(value), [str(a) for a in args])
+        if not any(type(value) is type(a) and value == a for a in args):
+            raise unknown(f"value of {where}", _short(value).strip("'"), [str(a) for a in args])
         return value
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where}: expected a mapping, got {value!r}")
-        return dict(value)
+            raise _wrong(where, "a mapping", value)
+        return {_convert(args[0], k, f"key of {where}"): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
+            raise _wrong(where, "a list", value)
         return origin(_convert(args[0], v, where) for v in value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, kind) or (kind in (int, float) and isinstance(value, bool)):
-        raise ConfigError(f"{where}: expected {kind.__name__}, got {value!r}")
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    unfit = (kind in (int, float) and isinstance(value, bool)) or (isinstance(value, float) and math.isnan(value))
+    if unfit or not isinstance(value, kind):
+        raise _wrong(where, kind.__name__, value)
     return value
+
+
+def _wrong(where: str, expected: str, value: Any) -> ConfigError:
+    return ConfigError(f"{where}: expected {expected}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    abridged = reprlib.Repr()
+    abridged.maxlevel = 2
+    text = abridged.repr(value)
+    return text if len(text) < 100 else f"{text[:100]}..."
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -74,14 +112,24 @@ def load(path: str | Path) -> dict[str, Any]:
         ConfigError: If it cannot be read or does not hold a mapping.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the config {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    data = _yaml(text, str(path))
     if data is not None and not isinstance(data, dict):
         raise ConfigError(f"{path}: expected settings (key: value) at the top level")
     return data or {}
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{where} is not valid YAML: {line}{error.problem}") from error
+    except Exception as error:  # a date without a month, a number of 5000 digits: PyYAML lets through what Python says
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise ConfigError(f"{where} is not valid YAML: {reason[0]}") from error
 
 
 def overlay(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +152,7 @@ def settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--set {pair}: write key=value, for example --set optim.lr=1e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {pair}: the value is not valid YAML") from error
+        value = _yaml(text, f"--set {key}: the value")
         for part in reversed(key.split(".")):
             value = {part: value}
         out = overlay(out, value)

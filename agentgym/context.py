@@ -69,7 +69,7 @@ class Workspace:
         report = ""
         for message in reversed(messages):
             found = (
-                re.findall(r"<report>(.*?)</report>", message["content"], re.DOTALL)
+                re.findall(r"<report>((?:(?!</?report>).)*)</report>", message["content"], re.DOTALL)
                 if message["role"] == "assistant"
                 else []
             )
@@ -90,6 +90,6 @@ def make_context(name: str) -> Context:
         return Append()
     if name == "workspace":
         return Workspace()
-    if match := re.fullmatch(r"window:(\d+)", name):
+    if match := re.fullmatch(r"window:(\d{1,9})", name):
         return Window(int(match[1]))
     raise ConfigError(f"unknown context {name!r}: use append, window:K (K turns) or workspace")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +12,16 @@ from typing import Any
 
 from agentgym import seeding, store
 from agentgym.env_worker import EnvConfig, EnvPool
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, TooManyFailures
 from agentgym.policies.base import Policy
 from agentgym.rollout import Rollout, RolloutConfig, Task
 from agentgym.types import Trajectory
 
 _Z = 1.959963984540054
 _ESTIMATES = {"success": "success", "return": "returns", "turns": "turns", "tokens": "tokens"}
+
+HARMLESS = ("concurrency", "step_timeout", "episode_timeout", "retries", "max_failure_rate")
+"""Rollout settings that do not change what an episode is."""
 
 
 @dataclass
@@ -97,7 +102,7 @@ def wilson(successes: float, n: int) -> Estimate:
     scale = 1 + _Z**2 / n
     centre = (p + _Z**2 / (2 * n)) / scale
     half = _Z / scale * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Estimate(p, (max(0.0, centre - half), min(1.0, centre + half)))
+    return Estimate(p, (0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half))
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
@@ -152,19 +157,23 @@ def evaluate(
         episodes: How many.
         seed: Chooses the episodes.
         options: Options of ``env.reset``; ``{"split": "test"}`` by default.
-        log: JSONL file that receives every episode at once; those in it already are not played again.
+        log: JSONL file that receives every episode at once; those in it already are not played again, unless they
+            failed. The settings are kept beside it, in a file with the suffix ``.json``.
         on_episode: Called with every episode.
 
     Returns:
         The summary and the trajectories in the order of the episodes.
 
     Raises:
-        ConfigError: If ``log`` holds another evaluation.
+        ConfigError: If ``log`` holds another evaluation, or cannot be written.
+        TooManyFailures: If more episodes failed than ``max_failure_rate`` allows, or all of them.
     """
+    chosen = {"split": "test"} if options is None else options
     done: dict[str, Trajectory] = {}
-    if log is not None and log.exists():
-        done = {t.group: t for t in store.read(log)}
-        _check_same(log, done, pool, policy, seed)
+    if log is not None:
+        _check_same(log, _identity(pool, policy, config, seed, chosen))
+        if log.exists():
+            done = {t.group: t for t in store.read(log) if t.status and not t.status.failed}
 
     def finished(trajectory: Trajectory) -> None:
         done[trajectory.group] = trajectory
@@ -175,17 +184,41 @@ def evaluate(
 
     tasks = eval_tasks(seed, episodes)
     left = [t for t in tasks if t.group not in done]
-    chosen = {"split": "test"} if options is None else options
     if left:
         Rollout(pool, policy, config, chosen, finished).collect(left)
     played = [done[t.group] for t in tasks]
-    return summarise(policy.name, seed, played), played
+    result = summarise(policy.name, seed, played)
+    if not result.episodes:
+        raise TooManyFailures(
+            f"all {len(played)} episodes of {policy.name} on {pool.env_id} failed: {played[-1].error}"
+        )
+    return result, played
 
 
-def _check_same(log: Path, done: dict[str, Trajectory], pool: EnvPool, policy: Policy, seed: int) -> None:
-    for group, trajectory in done.items():
-        expected = (pool.env_id, policy.name, seeding.eval_seed(seed, int(group.split("-")[1])))
-        if (trajectory.env_id, trajectory.policy, trajectory.env_seed) != expected:
-            raise ConfigError(
-                f"{log} holds another evaluation (of {trajectory.policy} on {trajectory.env_id}): use another --out"
-            )
+def _identity(
+    pool: EnvPool, policy: Policy, config: RolloutConfig, seed: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for two episodes to belong to one evaluation, as JSON values."""
+    rollout = {f"rollout.{k}": v for k, v in dataclasses.asdict(config).items() if k not in HARMLESS}
+    env = {"env.id": pool.env_id, "env.kwargs": pool.kwargs, "env.eval_options": options}
+    found: dict[str, Any] = json.loads(json.dumps({"policy": policy.name, "seed": seed, **env, **rollout}, default=str))
+    return found
+
+
+def _check_same(log: Path, identity: dict[str, Any]) -> None:
+    """Compare with the settings kept beside the log, or keep them."""
+    settings = log.with_suffix(".json")
+    try:
+        if log.exists() or settings.exists():
+            old = json.loads(settings.read_text())
+            for key, value in identity.items():
+                if old.get(key) != value:
+                    found = f"{key}: {old.get(key)!r}, not {value!r}"
+                    raise ConfigError(f"{log} holds another evaluation, with {found}: use another --out")
+            return
+        with store.atomic_file(settings) as file:
+            file.write(json.dumps(identity, indent=1).encode())
+    except ValueError as error:
+        raise ConfigError(f"{settings} is damaged: use another --out") from error
+    except OSError as error:
+        raise ConfigError(f"cannot keep an evaluation in {log.parent}: {error}; use another --out") from error

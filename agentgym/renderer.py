@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from agentgym.errors import ContextFull, TemplateError
 from agentgym.types import Edit, Message, Segment
 
-_PROBE = "PROBE-7f3a"
+_SYSTEM, _FIRST, _PROBE, _SECOND = "PROBE-2c51", "PROBE-9e08", "PROBE-7f3a", "PROBE-b64d"
 _EXCERPT = 400
 
 
@@ -128,26 +128,25 @@ class Renderer:
         """Probe the template.
 
         Raises:
-            TemplateError: If an assistant turn does not end with a special token, if the generation prompt is
-                not how the template itself opens an assistant turn, or if the template drops content.
+            TemplateError: If the template fails, drops a message, does not end an assistant turn with a special
+                token, or does not open one when it is asked for the generation prompt.
         """
         self.tokenizer = tokenizer
         self.close, self.close_id = self._probe()
 
     def _probe(self) -> tuple[str, int]:
-        system = Message(role="system", content="You are an agent.")
-        user = Message(role="user", content="first")
-        reply = Message(role="assistant", content=_PROBE)
+        asked = [Message(role="system", content=_SYSTEM), Message(role="user", content=_FIRST)]
+        told = [Message(role="assistant", content=_PROBE), Message(role="user", content=_SECOND)]
         try:
-            prompt = self.tokenizer.render([system, user])
-            text = self.tokenizer.render([system, user, reply, Message(role="user", content="second")])
+            prompt = self.tokenizer.render(asked)
+            text = self.tokenizer.render([*asked, *told])
         except Exception as error:
             raise TemplateError(
                 f"the chat template cannot render system, user, assistant, user messages: {error}"
             ) from error
         if text.count(_PROBE) != 1:
             raise TemplateError("the chat template does not show an assistant message exactly once")
-        after = text.split(_PROBE)[1]
+        opening, after = text.split(_PROBE)
         for token in sorted(self.tokenizer.special, key=len, reverse=True):
             if after.startswith(token):
                 break
@@ -156,20 +155,33 @@ class Renderer:
                 f"the chat template follows an assistant message with {after[:20]!r}, which is no special token: "
                 "the end of a turn cannot be recognised, so it cannot be rendered incrementally"
             )
-        if not prompt or "second" not in after:
-            raise TemplateError("the chat template drops the message that follows an assistant turn")
+        for shown, content, what in ((prompt, _SYSTEM, "system"), (prompt, _FIRST, "user"), (after, _SECOND, "last")):
+            if content not in shown:
+                raise TemplateError(f"the chat template drops the {what} message")
+        if opening.startswith(prompt) and any(t in opening[len(prompt) :] for t in self.tokenizer.special):
+            raise TemplateError(
+                f"the chat template has no generation prompt: before an answer it writes {opening[len(prompt) :]!r}, "
+                "but not when it is asked for one (add_generation_prompt)"
+            )
         return token, self.tokenizer.special[token]
 
     def escape(self, text: str) -> str:
-        """Break up special tokens in text that comes from outside, so that it cannot fake a turn."""
+        """Break up special tokens in text that comes from outside, so that it cannot fake a turn.
+
+        Halves of surrogate pairs, which no tokenizer takes, become question marks.
+        """
         for token in self.tokenizer.special:
             if token in text:
-                text = text.replace(token, token[0] + " " + token[1:])
-        return text
+                text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
+        return text.encode(errors="replace").decode()
 
     def encode_reply(self, text: str) -> list[int]:
         """Ids of an assistant message with its closing token, as a scripted policy would write it."""
-        return [*self.tokenizer.encode(self.escape(text)), self.close_id]
+        return [*self.encode_after(self.escape(text)), self.close_id]
+
+    def encode_after(self, text: str) -> list[int]:
+        """Ids of text that stands behind other text, not at the start: some tokenizers mark a start with a space."""
+        return self.tokenizer.encode(self.close + text)[1:]
 
     def decode_reply(self, ids: Sequence[int]) -> str:
         """Text of sampled ids without the closing token."""
@@ -257,7 +269,7 @@ class Row:
             raise ContextFull(f"the prompt has {length} tokens, the context holds {self.context_limit}")
 
     def _extend(self, rest: str) -> int:
-        ids = self.renderer.tokenizer.encode(rest)
+        ids = self.renderer.encode_after(rest)
         start = len(self.segment)
         self._check(start + len(ids))
         self.segment.append_context(ids)
@@ -270,7 +282,7 @@ class Row:
         if old is not None:
             kept = self._pieces[matched].start
         shared = old.ids[:kept] if old else []
-        ids = self.renderer.tokenizer.encode(text[at:])
+        ids = self.renderer.encode_after(text[at:]) if at else self.renderer.tokenizer.encode(text)
         self._check(kept + len(ids))
         edit = None
         if old is not None:

@@ -8,8 +8,11 @@ never a reward of zero.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +25,8 @@ from agentgym.policies.base import Policy, Request, Session
 from agentgym.renderer import Row
 from agentgym.types import Group, Message, Status, Trajectory, Turn
 
-_FAILURES = (EnvError, SandboxError, EngineError)
+_FEWEST, _WINDOW = 8, 64
+"""A run stops for failures after this many groups at least; the failure rate is over this many at most."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class RolloutConfig:
         step_timeout: Seconds an environment may take for a reset or a step.
         episode_timeout: Seconds an episode may take.
         retries: Fresh environments tried after a failure.
-        max_failure_rate: Share of failed groups (of at least 8) above which the run stops.
+        max_failure_rate: Share of failed groups (among the last 64, at least 8) above which the run stops.
     """
 
     max_turns: int = 20
@@ -65,13 +69,22 @@ class RolloutConfig:
         for name in ("max_turns", "max_new_tokens", "context_limit", "parse_limit", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("step_timeout", "episode_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"rollout.{name} is {getattr(self, name)}: it must be above 0 seconds")
+        if self.retries < 0:
+            raise ConfigError(f"rollout.retries is {self.retries}: it must be 0 or more")
+        if not 0 <= self.max_failure_rate <= 1:
+            raise ConfigError(f"rollout.max_failure_rate is {self.max_failure_rate}: it must be between 0 and 1")
         if self.max_new_tokens >= self.context_limit:
             raise ConfigError(
                 f"rollout.max_new_tokens ({self.max_new_tokens}) leaves no room in rollout.context_limit "
                 f"({self.context_limit})"
             )
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError("rollout.temperature must be 0 or more, rollout.top_p above 0 and at most 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ConfigError(f"rollout.temperature is {self.temperature}: it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"rollout.top_p is {self.top_p}: it must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,17 @@ class Task:
 
 @dataclass
 class RolloutStats:
-    """What happened beside the groups that came out."""
+    """What happened beside the groups that came out, since the start.
+
+    Attributes:
+        groups: Groups that ended.
+        dropped_groups: Those of them that failed.
+        episodes: Episodes that ended.
+        retries: Attempts after the first.
+        errors: Failed attempts by status.
+        messages: The last message of each status.
+        recent: Whether each of the last groups failed.
+    """
 
     groups: int = 0
     dropped_groups: int = 0
@@ -103,6 +126,7 @@ class RolloutStats:
     retries: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
 
     def count(self, status: Status, message: str) -> None:
         """Count a failed attempt, keeping one message of each kind."""
@@ -171,19 +195,27 @@ class Rollout:
         self.stats = RolloutStats()
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
-        """Play tasks to the end; see `stream`."""
+        """Play tasks to the end; see `stream`. Also works where an event loop runs already, as in a notebook."""
 
         async def run() -> list[Group]:
             return [group async for group in self.stream(tasks)]
 
-        return sorted(asyncio.run(run()), key=lambda group: group.id)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            groups = asyncio.run(run())
+        else:
+            with ThreadPoolExecutor(1) as thread:
+                groups = thread.submit(lambda: asyncio.run(run())).result()
+        return sorted(groups, key=lambda group: group.id)
 
     async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Group]:
         """Play tasks and yield each group once its members are done.
 
         Raises:
             TooManyFailures: If more groups failed than ``max_failure_rate`` allows.
-            ConfigError: If the first prompt does not fit, or the environment refuses its options.
+            ConfigError: If the first prompt does not fit, the environment refuses its options, or members of a
+                group start differently.
         """
         sizes: dict[str, int] = {}
         for task in tasks:
@@ -191,8 +223,7 @@ class Rollout:
         pending = list(reversed(tasks))
         done: asyncio.Queue[Trajectory] = asyncio.Queue()
         workers = [
-            asyncio.create_task(self._work(self.policy.open(), pending, done))
-            for _ in range(min(self.config.concurrency, len(tasks)))
+            asyncio.create_task(self._work(pending, done)) for _ in range(min(self.config.concurrency, len(tasks)))
         ]
         parts: dict[str, list[Trajectory]] = {}
         try:
@@ -205,12 +236,15 @@ class Rollout:
                 members.append(trajectory)
                 if len(members) < sizes[trajectory.group]:
                     continue
+                failed = any(t.status and t.status.failed for t in members)
                 self.stats.groups += 1
-                if any(t.status and t.status.failed for t in members):
+                self.stats.recent.append(failed)
+                if failed:
                     self.stats.dropped_groups += 1
                     self._stop_if_too_many()
                     continue
                 members.sort(key=lambda t: t.member)
+                self._check_start(members)
                 yield Group(trajectory.group, trajectory.env_seed, members)
         finally:
             for worker in workers:
@@ -220,25 +254,37 @@ class Rollout:
     async def _next(self, done: asyncio.Queue[Trajectory], workers: list[asyncio.Task[None]]) -> Trajectory:
         """The next finished trajectory, or the error that ended a worker."""
         getter = asyncio.ensure_future(done.get())
-        while not getter.done():
-            alive = [w for w in workers if not w.done()]
-            await asyncio.wait([getter, *alive], return_when=asyncio.FIRST_COMPLETED)
-            for worker in workers:
-                if worker.done() and not worker.cancelled() and (error := worker.exception()):
-                    getter.cancel()
-                    raise error
-        return getter.result()
+        try:
+            while not getter.done():
+                alive = [w for w in workers if not w.done()]
+                await asyncio.wait([getter, *alive], return_when=asyncio.FIRST_COMPLETED)
+                for worker in workers:
+                    if worker.cancelled():
+                        raise EngineError(f"the {self.policy.name} policy cancelled an episode")
+                    if worker.done() and (error := worker.exception()):
+                        raise error
+            return getter.result()
+        finally:
+            getter.cancel()
 
     def _stop_if_too_many(self) -> None:
-        stats = self.stats
-        if stats.groups >= 8 and stats.dropped_groups > self.config.max_failure_rate * stats.groups:
+        recent, limit = self.stats.recent, self.config.max_failure_rate
+        if len(recent) >= _FEWEST and sum(recent) > limit * len(recent):
             raise TooManyFailures(
-                f"{stats.dropped_groups} of {stats.groups} groups failed for reasons outside the policy "
-                f"({', '.join(f'{k}: {v}' for k, v in stats.messages.items())}); "
-                f"the limit is rollout.max_failure_rate={self.config.max_failure_rate:g}"
+                f"{sum(recent)} of the last {len(recent)} groups failed for reasons outside the policy "
+                f"({', '.join(f'{k}: {v}' for k, v in self.stats.messages.items())}); "
+                f"the limit is rollout.max_failure_rate={limit:g}"
             )
 
-    async def _work(self, session: Session, pending: list[Task], done: asyncio.Queue[Trajectory]) -> None:
+    def _check_start(self, members: Sequence[Trajectory]) -> None:
+        if len({t.turns[0].observation for t in members}) > 1:
+            raise ConfigError(
+                f"{self.pool.env_id}: the members of group {members[0].group} start differently, so their returns "
+                "cannot be compared: the environment must draw its start from reset(seed=...) alone"
+            )
+
+    async def _work(self, pending: list[Task], done: asyncio.Queue[Trajectory]) -> None:
+        session = self.policy.open()
         try:
             while pending:
                 await done.put(await self._attempts(session, pending.pop()))
@@ -275,12 +321,15 @@ class Rollout:
         self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory
     ) -> tuple[Status | None, str]:
         """Play one attempt; None, or the status and message of what broke outside the policy."""
+        limit = self.config.episode_timeout
         try:
-            async with asyncio.timeout(self.config.episode_timeout):
+            async with asyncio.timeout(limit) as deadline:
                 await self._episode(session, worker, task, trajectory)
             return None, ""
-        except TimeoutError:
-            return Status.TIMEOUT, f"the episode took longer than {self.config.episode_timeout:g} s"
+        except TimeoutError as error:
+            if not deadline.expired():
+                return Status.ENGINE_ERROR, f"the {self.policy.name} policy raised TimeoutError: {error}"
+            return Status.TIMEOUT, f"the episode took longer than {limit:g} s"
         except StepTimeout as error:
             return Status.TIMEOUT, str(error)
         except SandboxError as error:
@@ -358,7 +407,7 @@ class Rollout:
                 break
         trajectory.status = trajectory.status or Status.TRUNCATED
         trajectory.final_observation = observation
-        trajectory.success = info.get("success")
+        trajectory.success = None if info.get("success") is None else bool(info["success"])
         trajectory.info = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
         trajectory.info.pop("expert_action", None)
 

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
+import math
 import platform
 import signal
 import subprocess
@@ -25,12 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agentgym import store
 from agentgym.config import dump
 from agentgym.errors import ConfigError, MissingDependency
-from agentgym.evaluate import Evaluation
+from agentgym.evaluate import HARMLESS, Evaluation
 from agentgym.types import Trajectory
 
 _PACKAGES = ("agentgym-lab", "gymnasium", "numpy", "torch", "transformers", "textworld", "textworld-express")
 
-_MAY_CHANGE = ("steps", "epochs", "save_every", "show_every", "eval")
+_MAY_CHANGE = ("steps", "epochs", "save_every", "show_every", "eval", "optim.lr", *(f"rollout.{k}" for k in HARMLESS))
 
 console = Console(stderr=True)
 
@@ -39,33 +41,48 @@ class Run:
     """Writes a run folder."""
 
     def __init__(self, folder: str | Path, config: Any, resume: bool = False):
-        """Create the folder, or open it again.
+        """Create the folder, or open it again. One in which nothing was measured or learned yet may start anew.
 
         Raises:
-            ConfigError: If it holds another run already, or there is none to resume, or the config differs.
+            ConfigError: If it holds another run already, or there is none to resume, or the config differs, or
+                another process works in it.
         """
         self.dir = Path(folder)
         self.metrics_file = self.dir / "metrics.jsonl"
         text = dump(config)
         old = self.dir / "config.yaml"
-        if resume:
-            if not old.is_file():
-                raise ConfigError(f"nothing to resume in {self.dir}: config.yaml is not there")
-            self._check_same(yaml.safe_load(old.read_text()) or {}, yaml.safe_load(text))
-        elif old.exists():
+        if resume and not old.is_file():
+            raise ConfigError(f"nothing to resume in {self.dir}: config.yaml is not there")
+        if not resume and (self.metrics_file.exists() or (self.dir / "checkpoints").exists()):
             raise ConfigError(f"{self.dir} holds a run already: use --resume, or another --out")
         try:
             (self.dir / "trajectories").mkdir(parents=True, exist_ok=True)
-            old.write_text(text)
+            self._lock()
+            if resume:
+                self._check_same(yaml.safe_load(old.read_text()), yaml.safe_load(text))
+            with store.atomic_file(old) as file:
+                file.write(text.encode())
+            (self.dir / "versions.json").write_text(json.dumps(versions(), indent=1))
         except OSError as error:
             raise ConfigError(f"cannot write to {self.dir}: {error}") from error
-        (self.dir / "versions.json").write_text(json.dumps(versions(), indent=1))
+
+    def _lock(self) -> None:
+        """Keep other processes out for as long as this one lives."""
+        self._locked = open(self.dir / ".lock", "w")  # noqa: SIM115 (the lock ends with the file)
+        try:
+            fcntl.lockf(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(f"another process works in {self.dir}: wait for it, or use another --out") from error
 
     def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        for key in sorted(old.keys() | new.keys()):
-            if key not in _MAY_CHANGE and old.get(key) != new.get(key):
+        before, now = _flat(old), _flat(new)
+        for key in sorted(before.keys() | now.keys()):
+            free = any(f"{key}.".startswith(f"{may}.") for may in _MAY_CHANGE)
+            if not free and (key in before) != (key in now):
+                raise ConfigError(f"{self.dir} holds a run of other settings (for one, {key}): use another --out")
+            if not free and before[key] != now[key]:
                 raise ConfigError(
-                    f"{self.dir} was started with {key}: {old.get(key)}, not {new.get(key)}: resume with the "
+                    f"{self.dir} was started with {key}: {before[key]}, not {now[key]}: resume with the "
                     f"same settings (only {', '.join(_MAY_CHANGE)} may change), or start anew in another --out"
                 )
 
@@ -75,32 +92,44 @@ class Run:
             file.write(json.dumps({"step": step, **{k: _round(v) for k, v in metrics.items()}}) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget metrics and trajectories after a step: the run goes on from its checkpoint."""
+        """Forget what came after a step, the last evaluation too: the run goes on from its checkpoint."""
+        results = {k: v for k, v in self._results().items() if v["step"] <= step and k != "after"}
+        if results != self._results():
+            self._keep(results)
+        evaluated = {result["step"] for result in results.values()}
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = []
+            for line in self.metrics_file.read_text().splitlines(keepends=True):
+                row = json.loads(line) if line.endswith("\n") else {"step": math.inf}
+                if row["step"] <= step and ("eval/success" not in row or row["step"] in evaluated):
+                    kept.append(line)
             with store.atomic_file(self.metrics_file) as file:
                 file.write("".join(kept).encode())
-        for sample in (self.dir / "trajectories").glob("step_*.jsonl"):
-            if int(sample.stem.split("_")[1]) > step:
+        for sample in (self.dir / "trajectories").glob("*step_*.jsonl"):
+            if int(sample.stem.rpartition("_")[2]) > step:
                 sample.unlink()
 
     def trajectories(self, name: str, trajectories: list[Trajectory]) -> None:
         """Save sample trajectories under ``trajectories/NAME.jsonl``."""
         store.write(self.dir / "trajectories" / f"{name}.jsonl", trajectories)
 
-    def evaluated(self, name: str, result: Evaluation) -> None:
-        """Keep the result of an evaluation in ``evaluation.json``."""
-        file = self.dir / "evaluation.json"
-        results = json.loads(file.read_text()) if file.exists() else {}
-        results[name] = result.to_dict()
-        with store.atomic_file(file) as out:
-            out.write(json.dumps(results, indent=1).encode())
+    def evaluated(self, name: str, step: int, result: Evaluation) -> None:
+        """Log the result of an evaluation, and keep it in ``evaluation.json``."""
+        self.log(step, result.metrics())
+        self._keep({**self._results(), name: {"step": step, **result.to_dict()}})
 
     def evaluations(self) -> dict[str, Evaluation]:
         """The results kept so far."""
+        return {name: Evaluation.from_dict(result) for name, result in self._results().items()}
+
+    def _results(self) -> dict[str, dict[str, Any]]:
         file = self.dir / "evaluation.json"
-        return {k: Evaluation.from_dict(v) for k, v in json.loads(file.read_text()).items()} if file.exists() else {}
+        found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        return found
+
+    def _keep(self, results: dict[str, dict[str, Any]]) -> None:
+        with store.atomic_file(self.dir / "evaluation.json") as file:
+            file.write(json.dumps(results, indent=1).encode())
 
     def finish(self) -> None:
         """Draw the learning curve and write the report."""
@@ -165,6 +194,14 @@ def progress(**kwargs: Any) -> Progress:
         console=console,
         **kwargs,
     )
+
+
+def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Nested settings by their path, ``optim.lr``."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{where}{key}.") if isinstance(value, dict) and value else {f"{where}{key}": value}
+    return out
 
 
 def _round(value: Any) -> Any:

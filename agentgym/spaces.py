@@ -17,13 +17,18 @@ class UnicodeText(gym.Space[str]):
         Args:
             max_length: Longest string, in characters.
             seed: Seed of ``sample``.
+
+        Raises:
+            ValueError: If the length is negative.
         """
+        if max_length < 0:
+            raise ValueError(f"max_length is {max_length}: it must be 0 or more")
         self.max_length = max_length
         super().__init__(shape=None, dtype=None, seed=seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
         """Draw up to 16 printable ASCII characters."""
-        length = int(self.np_random.integers(1, min(16, self.max_length) + 1))
+        length = int(self.np_random.integers(min(1, self.max_length), min(16, self.max_length) + 1))
         return "".join(chr(c) for c in self.np_random.integers(32, 127, length))
 
     def contains(self, x: Any) -> bool:

@@ -445,7 +445,8 @@ class _Expert:
 
     def _search(self) -> tuple[dict[str, int], dict[str, str]]:
         """Breadth-first from here: the distance of each room, and the side on which the way begins."""
-        distance, first, queue = {self.here: 0}, {}, deque([self.here])
+        distance, queue = {self.here: 0}, deque([self.here])
+        first: dict[str, str] = {}
         while queue:
             room = queue.popleft()
             for side in _SIDES:
@@ -483,7 +484,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
     ``max_score``, ``success``, ``task``, and with ``expert`` the ``expert_action``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"]}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012
 
     def __init__(
         self,
@@ -638,6 +639,7 @@ class TextWorldExpressEnv(gym.Env[str, str]):
 
     def _load(self, params: dict[str, int]) -> None:
         if params != self._loaded:
+            self._loaded = None
             text = ",".join(f"{key}={value}" for key, value in params.items())
             if message := self._call(self._server.load, self.game, text):
                 raise ConfigError(f"{self.game}: {message.strip()}")

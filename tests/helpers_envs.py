@@ -27,6 +27,8 @@ MADE: list[int] = []
 """Every instance of `Fault` since `forget`, in order."""
 STEPS: list[float] = []
 """When an instance of `Fault` finished a step."""
+RESETS: list[dict[str, Any]] = []
+"""The options of every reset of `Fault`."""
 BROKEN: Counter[int] = Counter()
 """How often each seed broke."""
 RELEASE = threading.Event()
@@ -38,12 +40,13 @@ def forget() -> None:
     OPEN.clear()
     MADE.clear()
     STEPS.clear()
+    RESETS.clear()
     BROKEN.clear()
     RELEASE.clear()
 
 
 class Fault(gym.Env[str, str]):
-    """Counts its steps and ends after ``length`` of them; breaks where ``fault`` says."""
+    """Counts its steps and ends after ``length`` of them (0: 1 to 5 by seed); breaks where ``fault`` says."""
 
     instructions = "Count."
 
@@ -73,6 +76,8 @@ class Fault(gym.Env[str, str]):
         """Start; the text depends on the seed alone."""
         super().reset(seed=seed)
         self.seed, self.count = int(seed or 0), 0
+        self.limit = self.length or 1 + self.seed % 5
+        RESETS.append(dict(options or {}))
         word = ["red", "green", "blue", "black"][self.seed % 4]
         return self._break(None, f"Task {self.seed}: say {word}. {self.text}"), self._info()
 
@@ -84,7 +89,7 @@ class Fault(gym.Env[str, str]):
         observation = self._break(action, f"You said {action}. Step {self.count}.")
         STEPS.append(time.monotonic())
         reward = float("nan") if observation == "NAN" else 1.0
-        over = self.count >= self.length
+        over = self.count >= self.limit
         return observation, reward, over and self.fault != "truncate", over and self.fault == "truncate", self._info()
 
     def close(self) -> None:
@@ -97,7 +102,7 @@ class Fault(gym.Env[str, str]):
         return {
             "admissible_commands": ["go", "wait", f"say {self.count}"],
             "expert_action": "go",
-            "success": self.count >= self.length,
+            "success": self.count >= self.limit,
             "score": self.count,
         }
 

@@ -31,6 +31,7 @@ The relatives are settings of `Algo`; `PRESETS` names them:
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ import torch
 from agentgym.config import build, overlay
 from agentgym.credit import group_advantage, overlong_penalty
 from agentgym.env_worker import EnvConfig
-from agentgym.errors import AgentGymError, ConfigError, unknown
+from agentgym.errors import AgentGymError, ConfigError, TooManyFailures, unknown
 from agentgym.evaluate import Evaluation, evaluate
 from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, LossFn, OptimConfig
@@ -60,7 +61,7 @@ from agentgym.learner.losses import (
 from agentgym.learner.pack import MicroBatch, pack, rows_of
 from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
 from agentgym.policies.hf import HFPolicy
-from agentgym.rollout import Rollout, RolloutConfig, group_tasks
+from agentgym.rollout import Rollout, RolloutConfig, RolloutStats, group_tasks
 from agentgym.run import Run, progress, shielded
 from agentgym.types import Group, Trajectory
 
@@ -100,6 +101,19 @@ class Algo:
     max_resample: int = 4
     overlong_length: int = 0
     overlong_buffer: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.clip_low < 1 or not 0 <= self.clip_high < math.inf:
+            raise ConfigError("algo.clip_low must be in [0, 1), algo.clip_high 0 or more")
+        if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
+            raise ConfigError(f"algo.dual_clip is {self.dual_clip}: it must be above 1")
+        if self.const_length < 1:
+            raise ConfigError(f"algo.const_length is {self.const_length}: it must be at least 1")
+        for name in ("kl_coef", "entropy_coef", "max_resample", "overlong_length"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"algo.{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.overlong_length and not 0 < self.overlong_buffer <= self.overlong_length:
+            raise ConfigError("algo.overlong_buffer must be above 0 and at most algo.overlong_length")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -158,10 +172,10 @@ class Config:
             raise ConfigError(f"group_size is {self.group_size}: a group needs 2 members to compare")
         if self.minibatches > self.groups:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
         if self.rollout.top_p < 1 or self.rollout.temperature == 0:
             raise ConfigError("training samples from the whole distribution: rollout.top_p=1, temperature above 0")
-        if self.algo.overlong_length and not 0 < self.algo.overlong_buffer <= self.algo.overlong_length:
-            raise ConfigError("algo.overlong_buffer must be above 0 and at most algo.overlong_length")
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
@@ -170,29 +184,29 @@ def make_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: For an unknown preset or key.
     """
-    preset = values.get("preset", "grpo")
+    preset = str(values.get("preset", "grpo"))
     if preset not in PRESETS:
-        raise unknown("preset", str(preset), PRESETS)
+        raise unknown("preset", preset, PRESETS)
     return build(Config, overlay({"algo": PRESETS[preset]}, values))
 
 
-def collect(cfg: Config, rollout: Rollout, step: int) -> list[Group]:
-    """Groups of a step; with ``resample``, groups without spread are replaced by new ones (DAPO)."""
-    groups: list[Group] = []
-    drawn = 0
+def collect(cfg: Config, rollout: Rollout, step: int) -> tuple[list[Group], list[Group]]:
+    """Groups to learn from, and all that were drawn: with ``resample`` those without spread are replaced (DAPO)."""
+    kept: list[Group] = []
+    drawn: list[Group] = []
+    tried = 0
     for _ in range(1 + (cfg.algo.max_resample if cfg.algo.resample else 0)):
-        want = cfg.groups - len(groups)
-        new = rollout.collect(group_tasks(cfg.seed, step, want, cfg.group_size, first=drawn))
-        drawn += want
-        groups += [g for g in new if not cfg.algo.resample or np.ptp(returns(cfg.algo, g.trajectories)) > 0]
-        if len(groups) == cfg.groups:
+        want = cfg.groups - len(kept)
+        new = rollout.collect(group_tasks(cfg.seed, step, want, cfg.group_size, first=tried))
+        tried += want
+        drawn += new
+        kept += [g for g in new if not cfg.algo.resample or np.ptp(returns(cfg.algo, g.trajectories)) > 0]
+        if len(kept) == cfg.groups:
             break
-    if not groups:
-        raise AgentGymError(
-            f"step {step} has no group to learn from: all were dropped ({rollout.stats.messages or 'equal returns'}); "
-            "resume from the last checkpoint, with an easier task or algo.resample=false"
-        )
-    return groups
+    if not drawn:
+        why = "; ".join(rollout.stats.messages.values())
+        raise TooManyFailures(f"all {tried} groups of step {step} failed for reasons outside the policy: {why}")
+    return kept, drawn
 
 
 def returns(algo: Algo, trajectories: Sequence[Trajectory]) -> np.ndarray:
@@ -239,7 +253,7 @@ def make_loss(algo: Algo, reference: Any | None, temperature: float) -> LossFn:
             ratio = token_ratio(out.logp.detach(), batch.old_logp)
         metrics = {
             "policy/entropy": out.entropy,
-            "policy/clip_frac": clip_fraction(ratio, a, *eps).expand_as(a),
+            "policy/clip_frac": clip_fraction(ratio, a, *eps, algo.dual_clip).expand_as(a),
             "policy/mismatch_kl": kl_k3(batch.old_logp, out.logp.detach()),
         }
         if reference is not None:
@@ -261,7 +275,7 @@ def update(
     metrics: dict[str, float] = {}
     for _ in range(cfg.updates):
         for part in np.array_split(np.arange(len(trajectories)), cfg.minibatches):
-            if np.any(advantages[part] != 0) or cfg.algo.kl_coef or cfg.algo.entropy_coef:
+            if np.any(advantages[part] != 0) or (len(part) and (cfg.algo.kl_coef or cfg.algo.entropy_coef)):
                 chosen = [trajectories[i] for i in part]
                 new = learner.step(batches(chosen, cfg), loss, cfg.rollout.temperature)
                 metrics = metrics or new
@@ -269,21 +283,23 @@ def update(
     return metrics
 
 
-def rollout_metrics(groups: Sequence[Group], rollout: Rollout, seconds: float) -> dict[str, float]:
-    """What the episodes of a step were like."""
-    trajectories = [t for g in groups for t in g.trajectories]
+def rollout_metrics(
+    kept: Sequence[Group], drawn: Sequence[Group], stats: RolloutStats, seconds: float
+) -> dict[str, float]:
+    """What the episodes of a step were like; all that were drawn count, or success would mean little with DAPO."""
+    trajectories = [t for g in drawn for t in g.trajectories]
     tokens = sum(t.action_tokens for t in trajectories)
-    spread = [np.ptp([t.episode_return for t in g.trajectories]) for g in groups]
-    errors = {f"rollout/error/{kind}": float(n) for kind, n in rollout.stats.errors.items()}
+    spread = [np.ptp([t.episode_return for t in g.trajectories]) for g in drawn]
+    errors = {f"rollout/error/{kind}": float(n) for kind, n in stats.errors.items()}
     return {
         "reward/mean": float(np.mean([t.episode_return for t in trajectories])),
         "episode/success": float(np.mean([bool(t.success) for t in trajectories])),
         "episode/turns": float(np.mean([len(t.turns) for t in trajectories])),
         "episode/parse_error": float(np.mean([any(u.parse_error for u in t.turns) for t in trajectories])),
         "tokens/action": tokens / len(trajectories),
-        "group/kept": float(len(groups)),
+        "group/kept": float(len(kept)),
         "group/zero_std_frac": float(np.mean(np.array(spread) == 0)),
-        "rollout/dropped_groups": float(rollout.stats.dropped_groups),
+        "rollout/dropped_groups": float(stats.dropped_groups),
         "perf/action_tok_s": tokens / seconds,
         "time/rollout": seconds,
         **errors,
@@ -294,16 +310,19 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
     """Collect, credit, update, log, save; evaluation before and after; the model is left in ``OUT/final``."""
     with cfg.env.pool() as pool, progress() as bar:
         model, tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-        run = Run(out, cfg, resume)
-        run.tokens(tokenizer)
         reference = copy.deepcopy(model).requires_grad_(False) if cfg.algo.kl_coef else None
         learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "grpo")
         loss = make_loss(cfg.algo, reference, cfg.rollout.temperature)
         rollout = Rollout(pool, policy, cfg.rollout, cfg.env.options)
+        run = Run(out, cfg, resume)
+        run.tokens(tokenizer)
         step = checkpoint.resume(run.dir / "checkpoints", learner) if resume else 0
+        policy.weights_changed(step)
         run.rewind(step)
 
         def measure(name: str, episodes: int) -> None:
+            if name in run.evaluations():
+                return
             job = bar.add_task(f"eval {name}", total=episodes, note="")
             result, played = evaluate(
                 pool,
@@ -316,37 +335,38 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
             )
             bar.update(job, note=f"success {result.success.mean:.1%}")
             run.trajectories(f"eval_{name}", played[:32])
-            run.log(step, result.metrics())
-            run.evaluated(name, result)
+            run.evaluated(name, step, result)
 
         def save() -> None:
             state = {**learner.state(), "step": step}
             checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
 
-        if "before" not in run.evaluations():
-            measure("before", cfg.eval.final_episodes)
+        measure("before", cfg.eval.final_episodes)
         job = bar.add_task("grpo", total=cfg.steps, completed=step, note="")
+        done = learner.updates
         try:
             while step < cfg.steps:
+                if cfg.eval.every and step and step % cfg.eval.every == 0:
+                    measure(f"step_{step:05d}", cfg.eval.episodes)
                 started = time.perf_counter()
-                groups = collect(cfg, rollout, step)
+                rollout.stats = RolloutStats(recent=rollout.stats.recent)
+                groups, drawn = collect(cfg, rollout, step)
                 collected = time.perf_counter()
-                metrics = rollout_metrics(groups, rollout, collected - started)
+                metrics = rollout_metrics(groups, drawn, rollout.stats, collected - started)
                 with shielded():
                     advantages = assign_advantages(cfg.algo, groups)
                     metrics |= update(cfg, learner, groups, advantages, loss)
-                    step += 1
+                    step, done = step + 1, learner.updates
                     policy.weights_changed(step)
                     run.log(step, {**metrics, "time/update": time.perf_counter() - collected})
+                    if step % cfg.show_every == 0 or step == 1:
+                        run.trajectories(f"step_{step:05d}", [t for g in drawn[:4] for t in g.trajectories])
                 bar.update(job, completed=step, note=f"success {metrics['episode/success']:.1%}")
-                if step % cfg.show_every == 0 or step == 1:
-                    run.trajectories(f"step_{step:05d}", [t for g in groups[:4] for t in g.trajectories])
                 if step % cfg.save_every == 0:
                     save()
-                if cfg.eval.every and step % cfg.eval.every == 0 and step < cfg.steps:
-                    measure(f"step_{step:05d}", cfg.eval.episodes)
-        except KeyboardInterrupt:
-            save()
+        except (KeyboardInterrupt, AgentGymError):
+            if learner.updates == done:  # not in the middle of a step
+                save()
             raise
         save()
         checkpoint.save_model(run.dir / "final", model, tokenizer)

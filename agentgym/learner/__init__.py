@@ -1,1 +1,1 @@
-"""The learner: from trajectories with advantages to a weight update."""
+"""The learner: packed rows, log-probabilities, losses, one optimizer step, checkpoints, a tiny model."""

@@ -16,7 +16,10 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from agentgym.errors import ConfigError
+
 NAME = "agentgym"
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class Layout(Protocol):
@@ -48,8 +51,11 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     layout: Layout | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
+    for feature in _UNSUPPORTED:
+        if more.get(feature) is not None:
+            raise ConfigError(f"{module.config.model_type}: attention with {feature} is not supported")  # type: ignore[union-attr]
     if layout is None:
         raise ValueError("models prepared by agentgym need a layout: use learner.attention.hidden_states")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5

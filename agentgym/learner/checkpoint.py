@@ -43,11 +43,13 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
 
 
 def resume(folder: Path, learner: Any) -> int:
-    """Put a learner where the newest checkpoint in ``folder`` left it.
+    """Put a learner where the newest checkpoint in ``folder`` left it, and remove what a kill left half-written.
 
     Returns:
         The step to go on from; 0 if there is no checkpoint.
     """
+    for unfinished in folder.glob(".step_*.tmp-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     last = latest(folder)
     if last is None:
         return 0
@@ -78,9 +80,8 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(
-            f"{folder} is damaged ({str(error).splitlines()[0]}): remove it to resume from the one before"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{folder} is damaged ({reason}): remove it to resume from the one before") from error
     return saved
 
 
@@ -96,9 +97,10 @@ def _atomically(folder: Path, write: Any) -> None:
     tmp.mkdir()
     try:
         write(tmp)
-        for file in tmp.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        for file in tmp.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
         if folder.exists():
             shutil.rmtree(folder)
         tmp.rename(folder)
@@ -107,4 +109,5 @@ def _atomically(folder: Path, write: Any) -> None:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*") if (p / _STATE).is_file())
+    found = [p for p in folder.glob("step_*") if p.name[5:].isdigit() and (p / _STATE).is_file()]
+    return sorted(found, key=lambda p: int(p.name[5:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class OptimConfig:
     Attributes:
         lr: Learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up.
+        decay_steps: Optimizer step at which a linear decay after the warm-up reaches 0; 0 keeps the rate constant.
         betas: Decay of the moments.
         weight_decay: Decoupled weight decay.
         grad_clip: Largest gradient norm.
@@ -31,6 +33,7 @@ class OptimConfig:
 
     lr: float = 1e-4
     warmup_steps: int = 0
+    decay_steps: int = 0
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -38,8 +41,14 @@ class OptimConfig:
     share_prefixes: bool = True
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.grad_clip <= 0 or self.token_budget < 1:
-            raise ConfigError("optim.lr, optim.grad_clip and optim.token_budget must be above 0")
+        for name in ("lr", "grad_clip", "token_budget"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be above 0")
+        for name in ("warmup_steps", "decay_steps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.decay_steps and self.decay_steps <= self.warmup_steps:
+            raise ConfigError(f"optim.decay_steps ({self.decay_steps}) must be above warmup_steps ({self.warmup_steps})")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"optim.betas is {self.betas}: it must be two numbers in [0, 1)")
 
@@ -76,7 +85,7 @@ class Learner:
         Raises:
             AgentGymError: If the gradient is not finite; the weights are left as they were.
         """
-        self.model.train()
+        self.model.eval()  # with dropout the trained policy would not be the one that sampled
         total, tokens = 0.0, 0
         sums: dict[str, float] = {}
         for micro in batches:
@@ -87,15 +96,14 @@ class Learner:
             tokens += len(batch.targets)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach().sum())
-        self.model.eval()
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        if not torch.isfinite(torch.tensor(norm)):
+        if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise AgentGymError(
                 f"the gradient of update {self.updates} is not finite: lower optim.lr ({self.config.lr:g}) "
                 "and resume from the last checkpoint"
             )
-        lr = self.config.lr * min(1.0, (self.updates + 1) / max(1, self.config.warmup_steps))
+        lr = self.learning_rate()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -103,6 +111,15 @@ class Learner:
         self.updates += 1
         means = {name: value / max(1, tokens) for name, value in sums.items()}
         return {"optim/loss": total, "optim/grad_norm": norm, "optim/lr": lr, **means}
+
+    def learning_rate(self) -> float:
+        """Rate of the next optimizer step."""
+        warmup, end, step = self.config.warmup_steps, self.config.decay_steps, self.updates
+        if step < warmup:
+            return self.config.lr * (step + 1) / warmup
+        if end:
+            return self.config.lr * max(0.0, end - step) / max(1, end - warmup)
+        return self.config.lr
 
     def state(self) -> dict[str, Any]:
         """Optimizer state and counter, for a checkpoint."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
@@ -14,7 +15,8 @@ from agentgym.learner.attention import NAME, Packed, hidden_states, logits_at
 from agentgym.renderer import HFTokenizer, Renderer
 
 _PROBE_TOKENS = 24
-_TOLERANCE = 1e-3
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+_HALF_TOLERANCE = 0.05
 
 logging.disable_progress_bar()
 
@@ -41,8 +43,11 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any,
         renderer = Renderer(HFTokenizer(tokenizer))
         AutoConfig.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from error
+    largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if largest >= known:
+        raise ConfigError(f"the model {path!r} knows {known} tokens, but its tokenizer goes up to id {largest}")
     return prepare(model), tokenizer, renderer
 
 
@@ -53,8 +58,15 @@ def prepare(model: Any) -> Any:
         model: ``AutoModelForCausalLM`` with a stock attention.
 
     Raises:
-        ConfigError: If the model's logits change, for example for sliding windows or scaled logits.
+        ConfigError: If the model's logits change, for example for sliding windows or scaled logits, or what it
+            makes of a row depends on the others in the batch.
     """
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if {"dynamic", "longrope"} & {str(r.get("rope_type")) for r in (rope, *rope.values()) if isinstance(r, dict)}:
+        raise ConfigError(
+            f"{model.config.model_type}: positions that are scaled by the longest row of a batch (dynamic, longrope) "
+            "are not supported"
+        )
     layers = getattr(model.config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in layers):
         raise ConfigError(f"{model.config.model_type}: only models with full attention in every layer are supported")
@@ -63,13 +75,13 @@ def prepare(model: Any) -> Any:
     training = model.training
     model.eval()
     with torch.no_grad():
-        expected = model(input_ids=ids[None]).logits[0].float()
+        expected = model(input_ids=ids[None]).logits[0].double()
         model.set_attn_implementation(NAME)
         layout = Packed([0, len(ids)], [-1])
-        got = logits_at(model, hidden_states(model, ids, torch.arange(len(ids), device=device), layout))
+        got = logits_at(model, hidden_states(model, ids, torch.arange(len(ids), device=device), layout)).double()
     model.train(training)
     worst = float((expected - got).abs().max() / expected.abs().max())
-    if not worst <= (_TOLERANCE if expected.dtype == next(model.parameters()).dtype else 0.05):
+    if not worst <= _TOLERANCE.get(next(model.parameters()).dtype, _HALF_TOLERANCE):
         raise ConfigError(
             f"{model.config.model_type}: packed rows give other logits than transformers (off by {worst:.1e}); "
             "this architecture is not supported"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +83,8 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
         mask = [0] * start + segment.mask[start:stop]
         advantages = segment.advantages or [0.0] * len(segment)
         if any(mask):
+            if mask[0]:
+                raise ValueError(f"trajectory {index} trains the first token of a row, which nothing predicts")
             last = len(mask) - mask[::-1].index(1)
             rows.append(TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index))
     return rows
@@ -95,13 +97,16 @@ def pack(rows: Sequence[TrainRow], token_budget: int, share_prefixes: bool = Tru
     longer than the budget gets a micro-batch of its own.
 
     Args:
-        rows: Rows in the order of their trajectories; members of a group side by side share most.
+        rows: Rows; the trajectories of a group side by side share most.
         token_budget: Most tokens of a micro-batch, counted before sharing.
         share_prefixes: Compute a prefix that several rows of a micro-batch begin with only once.
     """
     bins: list[list[TrainRow]] = []
     size = 0
-    for whole in _by_trajectory(rows):
+    trajectories: dict[int, list[TrainRow]] = {}
+    for row in rows:
+        trajectories.setdefault(row.trajectory, []).append(row)
+    for whole in trajectories.values():
         tokens = sum(len(row.ids) for row in whole)
         if not bins or size + tokens > token_budget:
             bins.append([])
@@ -109,17 +114,6 @@ def pack(rows: Sequence[TrainRow], token_budget: int, share_prefixes: bool = Tru
         bins[-1] += whole
         size += tokens
     return [_micro_batch(b, share_prefixes) for b in bins]
-
-
-def _by_trajectory(rows: Sequence[TrainRow]) -> Iterator[list[TrainRow]]:
-    group: list[TrainRow] = []
-    for row in rows:
-        if group and group[-1].trajectory != row.trajectory:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
 
 
 class _Tree:
@@ -144,27 +138,24 @@ class _Tree:
             self.flat[member] += range(base, base + stop - start)
         return len(self.parents) - 1
 
-    def grow(self, members: list[int], start: int, parent: int, known: int) -> None:
-        """Lay down the rows of ``members``, which agree on their first ``known`` tokens, from ``start`` on."""
-        if len(members) == 1:
-            row = self.rows[members[0]]
-            if len(row.ids) > start:
-                self.span(members, start, len(row.ids), parent)
-            return
-        common = _common_prefix([self.rows[m].ids for m in members], known)
-        if common - start >= _MIN_SHARED:
-            parent = self.span(members, start, common, parent)
-            start = common
-        branches: dict[int, list[int]] = {}
-        for m in members:
-            ids = self.rows[m].ids
-            branches.setdefault(ids[common] if len(ids) > common else -1, []).append(m)
-        for token, branch in branches.items():
-            if token == -1:
-                for m in branch:
-                    self.grow([m], start, parent, common)
-            else:
-                self.grow(branch, start, parent, common + 1)
+    def grow(self) -> None:
+        """Lay down all rows, a span before those that continue it."""
+        # Rows that agree on their first ``known`` tokens, of which ``start`` are laid down and end in ``parent``.
+        stack = [(list(range(len(self.rows))), 0, -1, 0)]
+        while stack:
+            members, start, parent, known = stack.pop()
+            alone = len(members) == 1
+            rows = [self.rows[m].ids for m in members]
+            common = len(rows[0]) if alone else _common_prefix(rows, known)
+            if common - start >= (1 if alone else _MIN_SHARED):
+                parent = self.span(members, start, common, parent)
+                start = common
+            if alone:
+                continue
+            branches: dict[int, list[int]] = {}
+            for m, ids in zip(members, rows, strict=True):
+                branches.setdefault(ids[common] if len(ids) > common else -1 - m, []).append(m)
+            stack += [(branch, start, parent, common) for branch in reversed(branches.values())]
 
 
 def _common_prefix(rows: list[list[int]], known: int) -> int:
@@ -178,7 +169,7 @@ def _common_prefix(rows: list[list[int]], known: int) -> int:
 def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
     tree = _Tree(rows)
     if share:
-        tree.grow(list(range(len(rows))), 0, -1, 0)
+        tree.grow()
     else:
         for i, row in enumerate(rows):
             tree.span([i], 0, len(row.ids), -1)
@@ -195,12 +186,12 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
             advantages.append(row.advantages[j])
             trajectory.append(row.trajectory)
     return MicroBatch(
-        ids=torch.tensor(tree.ids),
-        positions=torch.tensor(tree.positions),
+        ids=torch.tensor(tree.ids, dtype=torch.long),
+        positions=torch.tensor(tree.positions, dtype=torch.long),
         layout=Packed(tree.cu, tree.parents),
-        at=torch.tensor(at),
-        targets=torch.tensor(targets),
+        at=torch.tensor(at, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
         old_logp=torch.tensor(old, dtype=torch.float32),
         advantages=torch.tensor(advantages, dtype=torch.float32),
-        trajectory=torch.tensor(trajectory),
+        trajectory=torch.tensor(trajectory, dtype=torch.long),
     )

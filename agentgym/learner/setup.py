@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from agentgym import seeding
-from agentgym.errors import ConfigError
+from agentgym.errors import AgentGymError, ConfigError
 from agentgym.learner import tiny
 from agentgym.learner.model import load_model, prepare
 from agentgym.renderer import HFTokenizer, Renderer
+
+TINY_POSITIONS = 4096
+"""Longest context of the tiny model."""
+_FEWEST_TOKENS = 256 + 2 + len(tiny.ROLES)
 
 
 @dataclass
@@ -37,10 +42,17 @@ class ModelConfig:
     dtype: str = "float32"
     threads: int = 0
 
-    def torch_dtype(self) -> torch.dtype:
-        """The torch type of that name."""
+    def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ConfigError(f"model.dtype is {self.dtype!r}: use float32, bfloat16 or float16")
+        for name, least in (("hidden", 2), ("layers", 1), ("heads", 1), ("vocab_size", _FEWEST_TOKENS), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.hidden % (2 * self.heads):
+            raise ConfigError(f"model.hidden ({self.hidden}) must be a multiple of twice model.heads ({self.heads})")
+
+    def torch_dtype(self) -> torch.dtype:
+        """The torch type of that name."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
@@ -61,6 +73,11 @@ class EvalConfig:
     final_episodes: int = 256
     seed: int = 12345
 
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("episodes", 1), ("final_episodes", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"eval.{name} is {getattr(self, name)}: it must be at least {least}")
+
 
 def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) -> tuple[Any, Any, Renderer]:
     """Load or build the model.
@@ -80,13 +97,27 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
         torch.set_num_threads(config.threads)
     dtype = config.torch_dtype()
     if config.path != "tiny":
-        model, tokenizer, renderer = load_model(config.path, dtype)
+        model, tokenizer, renderer = _load(config.path, dtype)
         return _placed(model), tokenizer, renderer
     if texts is None:
         raise ConfigError("model.path=tiny has nothing to start from here: give the folder of an SFT run's model")
     tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
-    model = tiny.build_model(tokenizer, seeding.init_seed(run_seed), config.hidden, config.layers, config.heads)
+    seed = seeding.init_seed(run_seed)
+    model = tiny.build_model(tokenizer, seed, config.hidden, config.layers, config.heads, TINY_POSITIONS)
     return _placed(prepare(model.to(dtype))), tokenizer, Renderer(HFTokenizer(tokenizer))
+
+
+def _load(path: str, dtype: torch.dtype) -> tuple[Any, Any, Renderer]:
+    folder = Path(path).expanduser()
+    local = path.startswith((".", "/", "~")) or path.count("/") > 1 or (path.count("/") and folder.parent.is_dir())
+    if local and not folder.is_dir():
+        raise ConfigError(f"no model in {path}: there is no such folder")
+    try:
+        return load_model(path, dtype)
+    except AgentGymError:
+        raise
+    except Exception as error:  # damaged files raise all kinds
+        raise ConfigError(f"cannot load the model {path!r}: {str(error) or type(error).__name__}") from error
 
 
 def _placed(model: Any) -> Any:

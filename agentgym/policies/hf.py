@@ -95,6 +95,7 @@ class HFPolicy:
         parameter = next(model.parameters())
         self.device = parameter.device
         self.cache = KVCache(model.config, parameter.dtype, parameter.device)
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_limit: int | None = int(model.config.max_position_embeddings)
         self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0}
         self._sessions: dict[int, HFSession] = {}
@@ -109,14 +110,19 @@ class HFPolicy:
         return session
 
     def release(self, session: HFSession) -> None:
-        """Close a slot."""
-        self._sessions.pop(session.slot, None)
+        """Close a slot; a turn that is still being written there fails."""
+        if self._sessions.get(session.slot) is not session:
+            return
+        del self._sessions[session.slot]
         self.cache.tokens[session.slot] = []
+        if session.job is not None and not session.job.future.done():
+            session.job.future.set_exception(EngineError("the session was closed while it wrote"))
         if self._wake is not None:
             self._wake.set()
 
     async def submit(self, session: HFSession, request: Request) -> Generation:
         """Queue a turn and wait until it is written."""
+        self._check(session, request)
         if self.context_limit is not None and len(request.ids) + request.max_new_tokens > self.context_limit:
             raise ContextFull(
                 f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
@@ -127,15 +133,39 @@ class HFPolicy:
             self._wake = asyncio.Event()
             self._engine = loop.create_task(self._run())
         assert self._wake is not None
-        session.job = _Job(request, loop.create_future(), list(request.ids))
+        session.job = job = _Job(request, loop.create_future(), list(request.ids))
         self._wake.set()
         try:
-            return await session.job.future
+            return await job.future
         finally:
-            session.job = None
+            if session.job is job:
+                session.job = None
+
+    def _check(self, session: HFSession, request: Request) -> None:
+        """Refuse what would break the turns of others, or wait for ever."""
+        if self._sessions.get(session.slot) is not session:
+            raise EngineError("the session is closed")
+        if session.job is not None and not session.job.future.done():
+            raise EngineError("the session writes another turn")
+        if not request.ids or request.max_new_tokens < 1:
+            raise EngineError("a turn needs a prompt of one token and room for one new token")
+        if not 0 <= min(request.ids) <= max(request.ids) < self.vocab_size:
+            raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
 
     async def score(self, ids: list[int], start: int) -> list[float]:
-        """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it."""
+        """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
+
+        Raises:
+            EngineError: If ``start`` is 0 (nothing predicts the first token) or the forward failed.
+        """
+        if not 0 < start <= len(ids):
+            raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
+        try:
+            return self._score(ids, start)
+        except Exception as error:
+            raise EngineError(f"scoring failed: {error!r}") from error
+
+    def _score(self, ids: list[int], start: int) -> list[float]:
         tokens = torch.tensor(ids, device=self.device)
         positions = torch.arange(len(ids), device=self.device)
         with torch.inference_mode():
@@ -145,8 +175,17 @@ class HFPolicy:
         return picked
 
     def load_weights(self, state: Mapping[str, Any], version: int) -> None:
-        """Copy a state dict into the module."""
-        self.model.load_state_dict(state)
+        """Copy a state dict into the module.
+
+        Raises:
+            EngineError: If it does not fit.
+        """
+        self.cache.clear()
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]
+            raise EngineError(f"the weights of version {version} do not fit the model: {reason}") from error
         self.weights_changed(version)
 
     def weights_changed(self, version: int) -> None:
@@ -167,9 +206,10 @@ class HFPolicy:
                 self._forward(jobs)
             except Exception as error:
                 for session in jobs:
-                    self.cache.tokens[session.slot] = []
+                    self.cache.scrub(session.slot)
                     if session.job and not session.job.future.done():
                         session.job.future.set_exception(EngineError(f"decoding failed: {error!r}"))
+                    session.job = None
             await asyncio.sleep(0)
 
     def _plan(self, jobs: list[HFSession]) -> tuple[list[HFSession], list[tuple[HFSession, int]]]:
@@ -183,14 +223,13 @@ class HFPolicy:
             have = self.cache.tokens[session.slot]
             if not session.job.new:
                 known = _common_prefix(have, ids[:-1]) if self.reuse else 0
+                self.cache.tokens[session.slot] = have = have[:known]
                 donor, length = self._donor(session, ids) if self.reuse and not known else (session, 0)
                 if length >= _MIN_SHARED:
                     if len(self.cache.tokens[donor.slot]) < length:
                         continue
                     self.cache.copy_prefix(donor.slot, session.slot, length)
-                    known = length
-                self.cache.tokens[session.slot] = self.cache.tokens[session.slot][:known]
-                have = self.cache.tokens[session.slot]
+                    have = self.cache.tokens[session.slot]
             missing = len(ids) - len(have)
             if missing == 1:
                 singles.append(session)
@@ -202,7 +241,7 @@ class HFPolicy:
     def _donor(self, session: HFSession, ids: list[int]) -> tuple[HFSession, int]:
         """The session of the same group whose tokens (cached, or next in line) share most with ``ids``."""
         best, length = session, 0
-        for other in self._sessions.values():
+        for other in sorted(self._sessions.values(), key=lambda s: s.key):
             if other is session or other.group != session.group:
                 continue
             theirs = self.cache.tokens[other.slot]
@@ -290,13 +329,18 @@ def sample(logits: torch.Tensor, requests: list[Request]) -> tuple[list[int], li
 
     Returns:
         Tokens, and their log-probabilities under the distributions they were drawn from.
+
+    Raises:
+        EngineError: If logits are not numbers.
     """
     temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
     logp = (logits / temperature[:, None]).log_softmax(-1)
     for i, request in enumerate(requests):
-        if request.top_p < 1.0:
+        if request.top_p < 1.0 and request.temperature:
             logp[i] = _nucleus(logp[i], request.top_p)
     mass = logp.double().exp().cumsum(-1)
+    if not bool(mass[:, -1].isfinite().all()):
+        raise EngineError("the logits are not finite numbers")
     draws = [r.rng.random() for r in requests]
     point = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * mass[:, -1:]
     drawn = torch.searchsorted(mass, point, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)

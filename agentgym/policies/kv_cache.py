@@ -59,6 +59,13 @@ class KVCache:
                 layer[target, :, :length] = layer[source, :, :length]
         self.tokens[target] = self.tokens[source][:length]
 
+    @torch.inference_mode()
+    def scrub(self, slot: int) -> None:
+        """Forget a slot whose numbers may be broken: even masked, a NaN left behind would spread to what comes next."""
+        self.tokens[slot] = []
+        for layer in (*self.keys, *self.values):
+            layer[slot] = 0
+
     def clear(self) -> None:
         """Forget everything: the weights changed."""
         self.tokens = [[] for _ in self.tokens]

@@ -23,7 +23,12 @@ class _ScriptedSession:
     async def generate(self, request: Request) -> Generation:
         action = self.policy.act(request.info, self.turn, request.rng)
         self.turn += 1
-        ids = request.encode_action(action)
+        try:
+            ids = request.encode_action(action)
+        except ValueError as error:
+            raise EngineError(
+                f"the {self.policy.name} policy wants {action!r}, which rollout.codec cannot write: {error}"
+            ) from error
         return Generation(ids, [0.0] * len(ids), -1, "stop")
 
     def close(self) -> None:
@@ -66,9 +71,11 @@ class RandomPolicy(ScriptedPolicy):
 
     def act(self, info: Mapping[str, Any], turn: int, rng: np.random.Generator) -> str:
         """Draw uniformly from ``info["admissible_commands"]``."""
-        commands = info.get("admissible_commands")
+        if "admissible_commands" not in info:
+            raise ConfigError(f"the {self.name} policy needs an environment whose info holds admissible_commands")
+        commands = info["admissible_commands"]
         if not commands:
-            raise EngineError("the random policy needs info['admissible_commands'] from the environment")
+            raise EngineError(f"the {self.name} policy has no admissible command to choose from")
         return str(commands[int(rng.integers(len(commands)))])
 
 
@@ -94,13 +101,12 @@ class ExpertPolicy(RandomPolicy):
         self.env_options = {"expert": True}
 
     def act(self, info: Mapping[str, Any], turn: int, rng: np.random.Generator) -> str:
-        """Follow ``info["expert_action"]``."""
+        """Follow ``info["expert_action"]``; where that is None the game is lost and any command will do."""
         if self.noise and rng.random() < self.noise:
             return super().act(info, turn, rng)
-        action = info.get("expert_action")
-        if not action:
-            raise EngineError("the environment gives no info['expert_action']: it has no expert")
-        return str(action)
+        if "expert_action" not in info:
+            raise ConfigError("the environment has no expert: its info holds no expert_action")
+        return str(info["expert_action"] or super().act(info, turn, rng))
 
 
 class CannedPolicy(ScriptedPolicy):
