@@ -10,7 +10,7 @@ import os
 # neighbour, an update took 15 times as long as with one thread. OpenMP reads this when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from agentgym.registration import register_envs  # noqa: E402
+from agentgym.registration import register_envs
 
 __version__ = "0.1.0"
 

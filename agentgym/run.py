@@ -15,14 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from agentgym import store
 from agentgym.config import dump
@@ -183,9 +183,40 @@ def versions() -> dict[str, str]:
     return found
 
 
+class LineProgress(Progress):
+    """A progress bar that a log file can show: where there is no terminal, a line at every tenth of a task."""
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Advance a task."""
+        super().advance(task_id, advance)
+        self._line(task_id)
+
+    def update(self, task_id: TaskID, **kwargs: Any) -> None:
+        """Update a task."""
+        super().update(task_id, **kwargs)
+        self._line(task_id)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars; nothing where there is no terminal."""
+        return super().get_renderables() if console.is_terminal else []
+
+    def _line(self, task_id: TaskID) -> None:
+        task = self.tasks[task_id]
+        if console.is_terminal or self.disable or not task.total:
+            return
+        tenth = int(10 * task.completed / task.total)
+        if tenth > task.fields.get("tenth", 0):
+            task.fields["tenth"] = tenth
+            note = task.fields["note"]
+            console.print(
+                f"{task.description} {task.completed:.0f}/{task.total:.0f}, {task.elapsed or 0:.0f} s  {note}",
+                highlight=False,
+            )
+
+
 def progress(**kwargs: Any) -> Progress:
-    """A progress bar on standard error."""
-    return Progress(
+    """A progress bar on standard error; lines where that is no terminal."""
+    return LineProgress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),

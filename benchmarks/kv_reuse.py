@@ -81,7 +81,7 @@ def main() -> None:
         # a token can flip where the two sums round differently; nearly all conversations must be equal
         assert same >= 0.95 * len(ids["reuse"]), f"only {same} of {len(ids['reuse'])} conversations are equal"
     medians = {n: [sorted(v[i] for v in s)[1] for i in (0, 1)] for n, s in speeds.items()}
-    print(f"{args.episodes} conversations, {TURNS} turns, {args.threads} thread(s); {same} of {len(ids['reuse'])} equal")
+    print(f"{args.episodes} conversations, {TURNS} turns, {args.threads} thread(s); {same} equal")
     for name, (wall, cpu) in medians.items():
         print(f"{name:>10}: {wall:8.0f} action tokens/s wall, {cpu:8.0f} per CPU second")
     ratio = [a / b for a, b in zip(medians["reuse"], medians["re-prefill"], strict=True)]

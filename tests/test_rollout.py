@@ -169,6 +169,23 @@ def test_a_wrong_option_stops_the_run_at_once():
     assert not OPEN
 
 
+class Mute(Named):
+    """A policy that says the same tokens always."""
+
+    def __init__(self, ids):
+        super().__init__()
+        self.ids = ids
+
+    def open(self):
+        session = super().open()
+
+        async def generate(request):
+            return Generation(list(self.ids), [0.0] * len(self.ids), -1, "stop")
+
+        session.generate = generate
+        return session
+
+
 def test_the_other_ends_of_an_episode():
     def status(**arguments):
         groups, _, (episode,) = play(groups=1, size=1, **arguments)
@@ -177,7 +194,7 @@ def test_the_other_ends_of_an_episode():
         assert episode.error is None
         return episode.status, len(episode.turns), episode.success, episode.episode_return
 
-    silent = CannedPolicy([" "])
+    silent = Mute([257])  # nothing but the end of the turn
     assert status() == (Status.DONE, 3, True, 3.0)
     assert status(fault="truncate") == (Status.TRUNCATED, 3, True, 3.0)
     assert status(settings=config(max_turns=2)) == (Status.TRUNCATED, 2, False, 2.0)
@@ -687,17 +704,7 @@ def test_a_missing_engine_is_named(monkeypatch):
 
 
 def test_an_empty_answer_is_an_answer():
-    class Mute(Named):
-        def open(self):
-            session = super().open()
-
-            async def generate(request):
-                return Generation([], [], -1, "length")
-
-            session.generate = generate
-            return session
-
-    groups, _, (episode,) = play(Mute(), groups=1, size=1)
+    groups, _, (episode,) = play(Mute([]), groups=1, size=1)
     assert len(groups) == 1
     assert (episode.status, episode.action_tokens) == (Status.PARSE_LIMIT, 0)
 

@@ -48,7 +48,7 @@ class OptimConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be 0 or more")
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
-            raise ConfigError(f"optim.decay_steps ({self.decay_steps}) must be above warmup_steps ({self.warmup_steps})")
+            raise ConfigError(f"optim.decay_steps ({self.decay_steps}) must be above its warmup_steps")
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"optim.betas is {self.betas}: it must be two numbers in [0, 1)")
 
@@ -86,6 +86,7 @@ class Learner:
             AgentGymError: If the gradient is not finite; the weights are left as they were.
         """
         self.model.eval()  # with dropout the trained policy would not be the one that sampled
+        self.optimizer.zero_grad(set_to_none=True)  # what an interrupted step may have left
         total, tokens = 0.0, 0
         sums: dict[str, float] = {}
         for micro in batches:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import copy
+import re
 import string
 from dataclasses import dataclass
 
@@ -27,13 +28,13 @@ KINDS = ("llama", "qwen2", "qwen3")
 
 
 class Letters:
-    """A tokenizer of one letter a token, so that a turn often ends by itself; earlier turns are shown from the last z on."""
+    """A tokenizer of one letter a token, so that a turn often ends by itself; of earlier turns only what follows x, y, z is shown."""
 
     special = {"<|im_start|>": 0, "<|im_end|>": 1}  # noqa: RUF012
     letters = string.ascii_lowercase + " .\n"
 
     def render(self, messages):
-        shown = [m["content"].split("z")[-1] if m["role"] == "assistant" else m["content"] for m in messages]
+        shown = [re.split("[x-z]", m["content"])[-1] if m["role"] == "assistant" else m["content"] for m in messages]
         turns = [f"<|im_start|>{m['role']}\n{text}<|im_end|>\n" for m, text in zip(messages, shown, strict=True)]
         return "".join(turns) + "<|im_start|>assistant\n"
 
