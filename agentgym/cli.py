@@ -55,7 +55,7 @@ def _complain(error: object) -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # an event loop ends its tasks on this one; an exception would hit any of them
 
 
 class _Parser(argparse.ArgumentParser):

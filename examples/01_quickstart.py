@@ -25,9 +25,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def line(name: str, result: Evaluation) -> str:
     """One line of the summary."""
     low, high = result.success.ci95
-    return (
-        f"{name:<22} success {result.success.mean:6.1%}  [{low:.1%}, {high:.1%}]   return {result.returns.mean:5.2f}"
-    )
+    return f"{name:<22} success {result.success.mean:6.1%}  [{low:.1%}, {high:.1%}]   return {result.returns.mean:5.2f}"
 
 
 def train(trainer: Any, config: str, out: Path, changes: dict[str, Any]) -> dict[str, Evaluation]:

@@ -115,7 +115,8 @@ def make_sentencepiece(template: str):
     tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges, byte_fallback=True))
     tokenizer.pre_tokenizer = metaspace
     replace = decoders.Replace("\u2581", " ")
-    tokenizer.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    strip = decoders.Strip(" ", 1, 0)
+    tokenizer.decoder = decoders.Sequence([replace, decoders.ByteFallback(), decoders.Fuse(), strip])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
     names = ("<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
     fast.add_tokens([AddedToken(t, special=True, normalized=False, rstrip=True) for t in names], special_tokens=True)
@@ -142,7 +143,12 @@ KINDS = tuple(_KINDS)
 
 
 def make_model(
-    kind: str = "llama", vocab_size: int = 512, seed: int = 0, dtype: torch.dtype = torch.float32, ready: bool = True, **changes
+    kind: str = "llama",
+    vocab_size: int = 512,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    ready: bool = True,
+    **changes,
 ):
     """A model of two layers with grouped queries, and weights large enough that every part of it matters.
 
@@ -157,7 +163,7 @@ def make_model(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.25 * noise)
+            parameter.copy_(1 + 0.1 * noise if "norm" in name else 0.18 * noise)
     if dtype == torch.float64:
         for module in (m for m in model.modules() if "RMSNorm" in type(m).__name__):
             module.forward = functools.partial(_norm, module)

@@ -10,11 +10,34 @@ from agentgym.actions import CODECS, Choice, Parsed, Plain, Tagged, ToolCall, ma
 from agentgym.errors import ConfigError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
-TAGS = st.sampled_from(
-    ["<action>", "</action>", "<tool_call>", "</tool_call>", "<", "</", '{"name": "act", "arguments": ', '{"command": ']
-    + ['"go north"', "}", "}}", "[", "{", "\\ud800", "\\u0000", "1e999", "NaN", "-1", "٣", "²", "0", "9" * 5000, "\n", "\u2028"]
-)
-WILD = st.lists(TAGS | TEXT, max_size=12).map("".join)
+TAGS = [
+    "<action>",
+    "</action>",
+    "<tool_call>",
+    "</tool_call>",
+    "<",
+    "</",
+    '{"name": "act", "arguments": ',
+    '{"command": ',
+]
+PIECES = [
+    '"go north"',
+    "}",
+    "[",
+    "{",
+    "\\ud800",
+    "\\u0000",
+    "1e999",
+    "NaN",
+    "-1",
+    "٣",
+    "²",
+    "0",
+    "9" * 5000,
+    "\n",
+    "\u2028",
+]
+WILD = st.lists(st.sampled_from(TAGS + PIECES) | TEXT, max_size=12).map("".join)
 ACTION = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30).filter(str.strip)
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.just("act"),
@@ -44,7 +67,8 @@ def test_what_is_written_is_read_back(name, action, others, data):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_ordinary_actions_are_read_back_exactly(name):
-    codec, admissible = make_codec(name), ["go north", "take the red apple", 'say "hi" \\ {}', "打开 门", "1. look", "5"]
+    codec = make_codec(name)
+    admissible = ["go north", "take the red apple", 'say "hi" \\ {}', "打开 门", "1. look", "5"]
     for action in admissible:
         assert codec.parse(codec.write(action, admissible), admissible) == Parsed(action)
         # Another turn of thought before it changes nothing for the codecs that allow thinking.

@@ -10,7 +10,8 @@ from agentgym.context import Append, Window, Workspace, make_context
 from agentgym.errors import ConfigError
 from agentgym.types import Message
 
-REPLY = st.text(max_size=12) | st.builds("{}<report>{}</report>{}".format, st.text(max_size=4), st.text(max_size=8), st.just(""))
+REPORT = st.builds("{}<report>{}</report>".format, st.text(max_size=4), st.text(max_size=8))
+REPLY = st.text(max_size=12) | REPORT
 
 
 @st.composite
@@ -53,7 +54,8 @@ def test_window_shows_the_last_turns(messages, turns):
 
 def test_workspace_example():
     def said(*replies):
-        turns = [m for r in replies for m in (Message(role="assistant", content=r), Message(role="user", content="look"))]
+        look = Message(role="user", content="look")
+        turns = [m for r in replies for m in (Message(role="assistant", content=r), look)]
         return [Message(role="system", content="s"), Message(role="user", content="task"), *turns]
 
     def report(*replies):
@@ -78,7 +80,19 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Append", "window", "window:", "window:-1", "window:x", "window:1.5", "window:1 ", "workspace:2", "window:1\n"]
+    "name",
+    [
+        "",
+        "Append",
+        "window",
+        "window:",
+        "window:-1",
+        "window:x",
+        "window:1.5",
+        "window:1 ",
+        "workspace:2",
+        "window:1\n",
+    ],
 )
 def test_unknown_names(name):
     with pytest.raises(ConfigError, match="use append, window:K"):

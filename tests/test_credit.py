@@ -352,7 +352,5 @@ def test_masked_tokens_are_as_if_absent(rows, gamma, lam):
 @settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0, 1))
 def test_discounted_return_is_the_sum(rewards, gamma):
-    expected = [
-        sum(gamma ** (s - t) * r for s, r in enumerate(rewards) if s >= t) for t in range(len(rewards))
-    ]
+    expected = [sum(gamma ** (s - t) * r for s, r in enumerate(rewards) if s >= t) for t in range(len(rewards))]
     close(discounted_returns(rewards, gamma), expected, 1e-9)

@@ -1,6 +1,7 @@
 """Exact tokens: what was sampled is stored once, never tokenised again, and trained exactly once."""
 
 import copy
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -25,7 +26,7 @@ def vocabulary(renderer):
 
 
 def sampled_ids(renderer):
-    """Ids that a wild policy may sample: any bytes, special tokens in the middle, whitespace, cut or closed, nothing."""
+    """Ids that a wild policy may sample: any bytes, special tokens in the middle, whitespace; closed or cut."""
     size, tokenizer = vocabulary(renderer), renderer.tokenizer
     spelled = [renderer.close, "<think>", "</think>", "<report>", "</report>", *list(tokenizer.special)[:3]]
     pieces = st.one_of(
@@ -36,7 +37,7 @@ def sampled_ids(renderer):
         st.sampled_from(spelled).map(lambda text: byte_ids(renderer, text.encode())),
         WORDS.map(tokenizer.encode),
     )
-    body = st.lists(pieces, max_size=6).map(lambda parts: sum(parts, []))
+    body = st.lists(pieces, max_size=6).map(lambda parts: [i for part in parts for i in part])
     return st.tuples(body, st.booleans()).map(lambda t: [*t[0], renderer.close_id] if t[1] or not t[0] else t[0])
 
 
@@ -97,11 +98,12 @@ class Played:
         for segment, flags in zip(segments, sampled, strict=True):
             assert len(segment.ids) == len(segment.mask) == len(segment.logps) == len(segment.versions)
             assert segment.mask == [int(f) for f in flags]
-            assert all(f or (p == 0.0 and v == -1) for f, p, v in zip(flags, segment.logps, segment.versions, strict=True))
+            beside = zip(flags, segment.logps, segment.versions, strict=True)
+            assert all(f or (p == 0.0 and v == -1) for f, p, v in beside)
         assert sum(sum(s.mask) for s in segments) == sum(len(span[3]) for span in self.spans)
         assert segments[: len(self.frozen)] == self.frozen, "a segment changed after the row had forked from it"
         assert segments[0].edit is None
-        for old, new in zip(segments[:-1], segments[1:], strict=True):
+        for old, new in itertools.pairwise(segments):
             assert new.ids[: new.edit.kept] == old.ids[: new.edit.kept]
             assert new.edit.kept + new.edit.dropped == len(old)
 
@@ -170,8 +172,9 @@ def test_append_never_forks_for_wild_ids(renderers, data):
 @given(data=st.data())
 def test_stripped_thinking_forks_exactly_where_there_was_some(renderers, data):
     renderer = renderers("qwen3")
-    thought = st.builds(lambda a, b: f"<think>\n{a}\n</think>\n\n{b}", WORDS, WORDS) | st.builds("{}</think>{}".format, WORDS, WORDS)
-    replies = data.draw(st.lists(thought | WORDS, min_size=1, max_size=5))
+    thought = st.builds("<think>\n{}\n</think>\n\n{}".format, WORDS, WORDS)
+    opened_by_the_prompt = st.builds("{}</think>{}".format, WORDS, WORDS)
+    replies = data.draw(st.lists(thought | opened_by_the_prompt | WORDS, min_size=1, max_size=5))
     played = play(renderer, Append(), "s", [("o", renderer.encode_reply(r)) for r in replies], last="o")
     held = [i for i, m in enumerate(played.messages[2::2]) if "</think>" in m["content"]]
     edits = [s.edit for s in played.row.segments[1:]]
@@ -294,13 +297,17 @@ def test_prompt_twice_without_an_answer(renderer):
 
 HEADER = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
 BAD_TEMPLATES = {
-    "no special token closes": ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ", "no special token"),
+    "no special token closes": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: ",
+        "no special token",
+    ),
     "a space stands before the close": (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }} <|end|>{% endfor %}<|assistant|>",
         "no special token",
     ),
     "drops replies": (
-        "{% for m in messages if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>",
+        "{% for m in messages if m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "<|assistant|>",
         "assistant message",
     ),
     "shows replies twice": (
@@ -351,7 +358,8 @@ def test_ids_are_those_of_the_whole_text(renderers, style, data):
     played = Played(renderer, Row(renderer), data.draw(CONTEXTS))
     played.messages.append(Message(role="system", content="s"))
     for observation, reply in data.draw(st.lists(st.tuples(clean, clean), min_size=1, max_size=4)):
-        whole = renderer.tokenizer.render([*played.messages, Message(role="user", content=renderer.escape(observation))])
+        asked = Message(role="user", content=renderer.escape(observation))
+        whole = renderer.tokenizer.render([*played.messages, asked])
         ids = renderer.tokenizer.encode(f"{whole}{renderer.escape(reply)}{renderer.close}")
         played.turn(observation, ids[len(renderer.tokenizer.encode(whole)) :])
     played.turn("o")

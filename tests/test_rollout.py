@@ -202,6 +202,28 @@ def test_the_other_ends_of_an_episode():
     assert status(policy=silent, settings=config(parse_limit=9, max_turns=4)) == (Status.TRUNCATED, 4, False, 0.0)
 
 
+def test_only_parse_errors_in_a_row_end_an_episode():
+    class Stammering(Mute):
+        def open(self):
+            session = super().open()
+
+            async def generate(request):
+                session.turn += 1
+                ids = [257] if session.turn % 3 else request.encode_action("go")
+                return Generation(ids, [0.0] * len(ids), -1, "stop")
+
+            session.generate = generate
+            return session
+
+    for limit, expected in ((3, (Status.DONE, 9)), (2, (Status.PARSE_LIMIT, 2))):
+        _, _, (episode,) = play(Stammering([]), config(parse_limit=limit), groups=1, size=1)
+        assert (episode.status, len(episode.turns)) == expected
+        wrong = [t.parse_error is not None for t in episode.turns]
+        assert wrong == [True, True, False, True, True, False, True, True, False][: len(wrong)]
+        assert all((t.action is None) == (t.parse_error is not None) for t in episode.turns)
+        assert "Invalid answer: empty answer" in episode.turns[1].observation
+
+
 # ---- retries and groups ---------------------------------------------------------------------------------
 
 
@@ -551,6 +573,8 @@ def test_strange_text_is_read_and_cannot_fake_a_turn(tiny, fault, scripted, tmp_
         context = [i for i, m in zip(segment.ids, segment.mask, strict=True) if not m]
         lengths = sum(t.finish == "length" for t in episode.turns[:-1])
         assert context.count(close) == 1 + len(episode.turns) + lengths
+        text = "".join([*(m["content"] for m in episode.messages), episode.final_observation])
+        assert text.encode().decode() == text
     store.write(tmp_path / "t.jsonl", episodes)
     assert store.read(tmp_path / "t.jsonl") == episodes
 

@@ -1,6 +1,7 @@
 """The seed tree: every node its own, the same for ever, and nothing random outside it."""
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def test_golden_values():
     assert [seeding.env_seed(0, 1, 0), seeding.env_seed(7, 3, 2)] == [623452746, 1987535085]
     assert [seeding.member_seed(0, 0, 0, 0), seeding.member_seed(0, 0, 0, 1)] == [431171633, 393881241]
     assert [seeding.member_seed(7, 3, 2, 1), seeding.eval_seed(0, 0)] == [411396816, 980756183]
-    assert [seeding.eval_seed(12345, 255), seeding.init_seed(0), seeding.init_seed(7)] == [1750706464, 1842996703, 1921100091]
+    assert seeding.eval_seed(12345, 255) == 1750706464
+    assert [seeding.init_seed(0), seeding.init_seed(7)] == [1842996703, 1921100091]
     assert seeding.data_rng(0, 0).permutation(8).tolist() == [1, 4, 7, 2, 5, 6, 0, 3]
     assert seeding.data_rng(0, 1).permutation(8).tolist() == [1, 7, 5, 2, 4, 0, 3, 6]
     assert seeding.turn_rng(5, 0).random(2).tolist() == [0.7435838372455151, 0.5029325266184953]
@@ -92,8 +94,8 @@ def test_branches_of_the_same_path_are_independent():
 
 
 def test_streams_of_turns_do_not_overlap():
-    drawn = [x for seed in range(200) for turn in range(10) for x in seeding.turn_rng(seed, turn).integers(2**63, size=8)]
-    assert len(set(drawn)) == len(drawn)
+    drawn = [seeding.turn_rng(seed, turn).integers(2**63, size=8) for seed in range(200) for turn in range(10)]
+    assert len(np.unique(drawn)) == 200 * 10 * 8
 
 
 @given(SEED, st.integers(0, 50), st.integers(1, 5), st.integers(1, 64), st.integers(0, 20))
@@ -110,17 +112,18 @@ def test_a_group_shares_its_world_and_no_member_its_dice(run, step, groups, size
 
 
 def test_nothing_here_touches_a_global_generator():
-    before = np.random.get_state(legacy=False)["state"]["key"].copy(), torch.get_rng_state()
+    before = pickle.dumps(np.random.mtrand._rand), torch.get_rng_state()
     for k in range(20):
         seeding.env_seed(k, 1, 2)
         seeding.data_rng(k, 0).random()
         seeding.turn_rng(k, 0).random()
-    assert (np.random.get_state(legacy=False)["state"]["key"] == before[0]).all()
+    assert pickle.dumps(np.random.mtrand._rand) == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
 NUMPY = {"Generator", "SeedSequence", "Philox", "PCG64", "BitGenerator", "default_rng"}
-TORCH = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "rand_like", "randn_like", "manual_seed", "seed"}
+TORCH = {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal", "rand_like", "randn_like"}
+TORCH |= {"manual_seed", "seed"}
 IN_PLACE = {"normal_", "uniform_", "random_", "bernoulli_", "multinomial", "exponential_", "manual_seed_all"}
 
 

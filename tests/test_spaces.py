@@ -53,7 +53,8 @@ def test_equality_copies_and_the_words_for_it():
 
 
 def test_dict_and_tuple_spaces_hold_it():
-    space = gym.spaces.Dict({"text": UnicodeText(9), "more": gym.spaces.Tuple([UnicodeText(3), gym.spaces.Discrete(2)])})
+    pair = gym.spaces.Tuple([UnicodeText(3), gym.spaces.Discrete(2)])
+    space = gym.spaces.Dict({"text": UnicodeText(9), "more": pair})
     space.seed(0)
     assert space.sample() in space
 

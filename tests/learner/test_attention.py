@@ -30,12 +30,16 @@ SMALL = {
 def row_ids(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**31)))
     prompt = rng.integers(1, VOCAB, draw(st.integers(1, 40))).tolist()
-    rows = [[*prompt, *rng.integers(1, 3, n).tolist()] for n in draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))]
+    rows = [
+        [*prompt, *rng.integers(1, 3, n).tolist()] for n in draw(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+    ]
     return rows + [row[: draw(st.integers(2, len(row)))] for row in rows[:2]]
 
 
 def packed_logits(model, rows, share):
-    masks = [TrainRow(ids, [0, *[1] * (len(ids) - 1)], [0.0] * len(ids), [0.0] * len(ids), i) for i, ids in enumerate(rows)]
+    masks = [
+        TrainRow(ids, [0, *[1] * (len(ids) - 1)], [0.0] * len(ids), [0.0] * len(ids), i) for i, ids in enumerate(rows)
+    ]
     (batch,) = pack(masks, 10**9, share)
     with torch.no_grad():
         return logits_at(model, hidden_states(model, batch.ids, batch.positions, batch.layout)[batch.at]), batch
@@ -63,7 +67,6 @@ def test_packed_logits_are_those_of_transformers(models, kind, heads):
         torch.testing.assert_close(logits, together, rtol=0, atol=1e-10)
 
     check()
-
 
 
 @given(row_ids(), st.data())

@@ -155,9 +155,7 @@ def test_gspo_equals_the_sequence_form():
     close(token_form, sequence_form.detach(), 1e-7)
     close(gradient(token_form, logp), gradient(sequence_form, direct), 1e-7)
     by_hand = [-math.exp(0.1) * 2 / 9] * 3 + [math.exp(-0.05) * 1.5 / 6] * 2 + [0]
-    close(
-        gradient((weights * gspo_surrogate(logp, delta * 0, per_sequence[seq], seq, 0.2, 0.2)), logp), by_hand
-    )
+    close(gradient((weights * gspo_surrogate(logp, delta * 0, per_sequence[seq], seq, 0.2, 0.2)), logp), by_hand)
 
 
 def test_gspo_ratio_is_far_tighter_than_the_token_ratio():
@@ -251,9 +249,7 @@ def test_micro_batches_add_up_to_the_batch(mode, data):
         logp = rows.log_softmax(-1)[:, 0]
         old = logits[part].log_softmax(-1)[:, 0]
         a = advantages[part, 0]
-        total = clipped_surrogate(logp, old, a, dual_clip=3.0) + gspo_surrogate(
-            logp, old, a, seq[part], 0.1, 0.1
-        )
+        total = clipped_surrogate(logp, old, a, dual_clip=3.0) + gspo_surrogate(logp, old, a, seq[part], 0.1, 0.1)
         total = total + kl_k3(logp, old + 0.1 * noise[part, 0]) - entropy_from_logits(rows)
         return (weights[part] * total).sum()
 

@@ -81,7 +81,9 @@ class Batch(list):
     """Trajectories that print short."""
 
     def __repr__(self):
-        return "\n".join(f"{i}: {list(zip(s.ids, s.mask, strict=True))}" for i, t in enumerate(self) for s in t.segments)
+        return "\n".join(
+            f"{i}: {list(zip(s.ids, s.mask, strict=True))}" for i, t in enumerate(self) for s in t.segments
+        )
 
 
 def weigh(micro, n, mode):
@@ -106,7 +108,9 @@ def loss_and_gradient(model, micro, kind):
         loss = (batch.weights * token_losses(kind, token_logprobs(model, batch), batch)).sum()
         loss.backward()
         total += float(loss.detach())
-    gradient = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()])
+    gradient = torch.cat(
+        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in model.parameters()]
+    )
     return total, gradient
 
 

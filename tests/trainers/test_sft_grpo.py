@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import helpers_envs
 import numpy as np
@@ -274,6 +275,21 @@ def test_the_gradient_is_that_of_the_formula(played, preset, kl, bonus, budget):
     assert metrics["optim/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     for name, parameter in stock.named_parameters():
         torch.testing.assert_close(gradient[name], parameter.grad, rtol=2e-4, atol=2e-5 * float(norm))
+
+
+@pytest.mark.parametrize(("dual", "expected"), [(None, 2 / 6), (3.0, 3 / 6)])
+def test_what_dual_clip_cuts_off_is_counted(dual, expected):
+    algo = grpo.make_config({"algo": {"dual_clip": dual}}).algo
+    ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 4.0, 1.0])
+    batch = SimpleNamespace(
+        advantages=torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0]),
+        old_logp=torch.zeros(6),
+        trajectory=torch.zeros(6, dtype=torch.long),
+        weights=torch.ones(6),
+    )
+    loss, metrics = grpo.make_loss(algo, None, 1.0)(SimpleNamespace(logp=ratio.log(), entropy=torch.zeros(6)), batch)
+    assert float(metrics["policy/clip_frac"].mean()) == pytest.approx(expected)
+    assert float(loss) == pytest.approx(-1.2 + 1.5 - 0.5 + 0.8 + (dual or 4.0) - 1.0)
 
 
 def test_every_preset_is_the_row_of_the_table():
@@ -595,7 +611,8 @@ def straight(warm, tmp_path_factory):
     assert len(rows(folder / "sft")) == 5
     assert len([row for row in rows(folder / "grpo") if "reward/mean" in row]) == 4
     assert len([row for row in rows(folder / "grpo") if "eval/success" in row]) == 5
-    assert any("optim/loss" in row for row in rows(folder / "grpo"))
+    learned = [row for row in rows(folder / "grpo") if "optim/loss" in row]
+    assert learned[0]["policy/kl_ref"] < 1e-6 < learned[-1]["policy/kl_ref"]  # the reference stays what it was
     return folder
 
 
@@ -612,6 +629,21 @@ def test_sft_goes_on_bit_by_bit(straight, tmp_path):
     assert len(rows(out)) == 3
     sft.main(sft_config(**SHORT_SFT), out, resume=True)
     assert_same_run(straight / "sft", out)
+
+
+def test_every_epoch_of_sft_sees_every_demonstration_once_in_another_order(tmp_path, monkeypatch):
+    seen, real = [], sft.batches
+
+    def watched(demos, cfg):
+        seen.append([d.env_seed for d in demos])
+        return real(demos, cfg)
+
+    monkeypatch.setattr(sft, "batches", watched)
+    sft.main(sft_config(**{**SHORT_SFT, "demonstrations": 11, "batch_size": 4, "epochs": 3}), tmp_path / "sft")
+    assert [len(part) for part in seen] == [4, 4, 3] * 3
+    epochs = [[*seen[k], *seen[k + 1], *seen[k + 2]] for k in (0, 3, 6)]
+    assert [sorted(e) for e in epochs] == [sorted(seeding.env_seed(0, 0, g) for g in range(11))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -785,6 +817,25 @@ def test_checkpoints_are_kept_in_the_order_of_their_numbers(tmp_path):
     assert checkpoint.latest(tmp_path).name == "step_100001"
     assert {p.name for p in tmp_path.glob("step_[0-9]*")} == {"step_100000", "step_100001"}
     assert not checkpoint.latest(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    model, tokenizer = tiny_model()
+    real, seen = Path.rename, []
+
+    def rename(path, target):
+        seen.append({p.name for p in path.iterdir()})
+        assert not Path(target).exists()
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    checkpoint.save(tmp_path / "step_00001", model, tokenizer, {**Learner(model, OptimConfig()).state(), "step": 1})
+    assert len(seen) == 1
+    assert {"model.safetensors", "trainer_state.pt", "tokenizer.json", "config.json"} <= seen[0]
+    (tmp_path / ".step_00002.tmp-123").mkdir()
+    (tmp_path / ".step_00002.tmp-123" / "model.safetensors").write_bytes(b"half of it")
+    assert checkpoint.resume(tmp_path, Learner(model, OptimConfig())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["step_00001"]
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
