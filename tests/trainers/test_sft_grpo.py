@@ -906,22 +906,24 @@ def test_a_run_that_failed_before_it_began_may_start_anew(warm, tmp_path):
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path):
-    ready, go = os.pipe(), os.pipe()
+    ready, told = os.pipe()
     child = os.fork()
     if child == 0:
         run = Run(tmp_path / "run", sft_config())
-        os.write(ready[1], b"x")
-        os.read(go[0], 1)
+        os.write(told, b"x")
+        time.sleep(60)
         os._exit(run is None)
-    os.read(ready[0], 1)
-    with pytest.raises(ConfigError, match="another process works in"):
-        Run(tmp_path / "run", sft_config(), resume=True)
-    os.write(go[1], b"x")
-    os.waitpid(child, 0)
+    try:
+        os.read(ready, 1)
+        with pytest.raises(ConfigError, match="another process works in"):
+            Run(tmp_path / "run", sft_config(), resume=True)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
     Run(tmp_path / "run", sft_config(), resume=True)
     Run(tmp_path / "run", sft_config(), resume=True)  # the same process may, as a notebook does
-    for end in (*ready, *go):
-        os.close(end)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
