@@ -157,7 +157,11 @@ def place(tmp_path_factory):
     variant("no_config", config__json=None)
     variant("bad_config", config__json=b"{ not json")
     variant("odd_config", config__json=b'{"model_type": "no_such_model"}')
+    variant("list_config", config__json=b"[1, 2]")
+    variant("wide_config", config__json=b'{"model_type": "llama", "hidden_size": "wide"}')
+    variant("small_config", config__json=b'{"model_type": "llama", "hidden_size": 6, "num_attention_heads": 4}')
     variant("bad_tokenizer", tokenizer__json=b"{ not json")
+    variant("list_tokenizer", tokenizer__json=b"[1, 2]")
     shutil.copytree(good, folder / "no_template")
     tokenizer.chat_template = None
     shutil.rmtree(folder / "no_template")
@@ -334,6 +338,10 @@ MODELS = {
     "no_config": "config.json",
     "bad_config": "bad_config",
     "odd_config": "odd_config",
+    "list_config": "/list_config'",
+    "wide_config": "/wide_config'",
+    "small_config": "/small_config'",
+    "list_tokenizer": "/list_tokenizer'",
     "no_weights": "no_weights",
     "cut": "/cut'",
     "noise": "/noise'",
