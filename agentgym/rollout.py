@@ -11,8 +11,8 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,8 +205,7 @@ class Rollout:
         except RuntimeError:
             groups = asyncio.run(run())
         else:
-            with ThreadPoolExecutor(1) as thread:
-                groups = thread.submit(lambda: asyncio.run(run())).result()
+            groups = _run_aside(run())
         return sorted(groups, key=lambda group: group.id)
 
     async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Group]:
@@ -422,3 +421,23 @@ class Rollout:
             info=info,
             encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
         )
+
+
+def _run_aside(work: Coroutine[Any, Any, list[Group]]) -> list[Group]:
+    """Run a coroutine in a loop on another thread, because this thread's loop is running; Ctrl-C cancels it."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def main() -> list[Group]:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(asyncio.run, main())
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            loop, task = started.result()
+            loop.call_soon_threadsafe(task.cancel)
+            raise

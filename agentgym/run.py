@@ -32,7 +32,16 @@ from agentgym.types import Trajectory
 
 _PACKAGES = ("agentgym-lab", "gymnasium", "numpy", "torch", "transformers", "textworld", "textworld-express")
 
-_MAY_CHANGE = ("steps", "epochs", "save_every", "show_every", "eval", "optim.lr", *(f"rollout.{k}" for k in HARMLESS))
+_MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "save_every",
+    "show_every",
+    "eval.every",
+    "eval.episodes",
+    "optim.lr",
+    *(f"rollout.{k}" for k in HARMLESS),
+)
 
 console = Console(stderr=True)
 

@@ -131,6 +131,9 @@ def make_renderer(style: str) -> Renderer:
         return Renderer(ByteTokenizer())
     if style == "phi3":
         return Renderer(HFTokenizer(make_sentencepiece(PHI3)))
+    if style == "phi3 without thoughts":
+        earlier = "message['content'].split('</think>')[-1]"
+        return Renderer(HFTokenizer(make_sentencepiece(PHI3.replace("message['content']", earlier))))
     return Renderer(HFTokenizer(make_tokenizer(*_STYLES[style])))
 
 

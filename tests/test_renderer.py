@@ -347,7 +347,7 @@ def test_templates_that_cannot_be_rendered_incrementally(tokenizers, case):
 
 
 @given(data=st.data())
-@pytest.mark.parametrize("style", ["tiny", "smollm2", "qwen3", "phi3", "bytes"])
+@pytest.mark.parametrize("style", ["tiny", "smollm2", "qwen3", "phi3", "phi3 without thoughts", "bytes"])
 def test_ids_are_those_of_the_whole_text(renderers, style, data):
     """For replies that are tokenised as the tokenizer does, turn by turn is the same as all at once.
 
@@ -357,13 +357,24 @@ def test_ids_are_those_of_the_whole_text(renderers, style, data):
     clean = WORDS.filter(lambda t: t == t.strip())
     played = Played(renderer, Row(renderer), data.draw(CONTEXTS))
     played.messages.append(Message(role="system", content="s"))
-    for observation, reply in data.draw(st.lists(st.tuples(clean, clean), min_size=1, max_size=4)):
+    thoughts = st.sampled_from(["", "hm</think>"]) if style in ("qwen3", "phi3 without thoughts") else st.just("")
+    reply_text = st.builds(str.__add__, thoughts, clean)
+    for observation, reply in data.draw(st.lists(st.tuples(clean, reply_text), min_size=1, max_size=4)):
         asked = Message(role="user", content=renderer.escape(observation))
         whole = renderer.tokenizer.render([*played.messages, asked])
         ids = renderer.tokenizer.encode(f"{whole}{renderer.escape(reply)}{renderer.close}")
         played.turn(observation, ids[len(renderer.tokenizer.encode(whole)) :])
     played.turn("o")
     assert played.row.segment.ids == renderer.tokenizer.encode(renderer.tokenizer.render(played.views[-1]))
+
+
+def test_a_template_that_removes_spelled_tokens_forks(tokenizers):
+    """A reply may end with the letters of the closing token instead of the token: it does not end the turn."""
+    template = HEADER.replace("{{ m.content }}", "{{ m.content | replace('<|end|>', '') }}")
+    renderer = Renderer(HFTokenizer(tokenizers(template + "{% if add_generation_prompt %}<|assistant|>{% endif %}")))
+    played = play(renderer, Append(), "s", [("a", byte_ids(renderer, b"go<|end|>"))], last="b")
+    assert len(played.row.segments) == 2
+    assert played.shown == renderer.tokenizer.render(played.messages)
 
 
 def test_a_generation_prompt_that_history_does_not_show_forks(tokenizers):

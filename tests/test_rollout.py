@@ -517,6 +517,26 @@ def test_a_rollout_works_where_a_loop_runs_already(tiny):
     assert asyncio.run(notebook()) == plain
 
 
+def test_ctrl_c_ends_a_rollout_where_a_loop_runs_already():
+    policy = Interrupting()
+
+    async def notebook():
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a notebook's kernel
+        try:
+            with rollout(policy, delay=0.002, length=50) as playing:
+                playing.collect(group_tasks(0, 0, 8, 4))
+        except KeyboardInterrupt:
+            return "interrupted"
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    assert asyncio.run(notebook()) == "interrupted"
+    assert len(policy.asked) < 1600
+    assert policy.sessions == 0
+    assert not OPEN
+    assert nothing_steps()
+
+
 def test_no_tasks_give_no_groups():
     with rollout() as playing:
         assert playing.collect([]) == []

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import signal
@@ -6,6 +7,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -330,13 +332,24 @@ def test_one_jvm_and_no_process_left():
         envs[0].reset(seed=0)
 
 
+def thread_states(pid):
+    states = set()
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            states.add(stat.read_text().rsplit(")", 1)[1].split()[0])
+    return states
+
+
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_jvm_dies_or_hangs(make, fault, monkeypatch):
     monkeypatch.setattr(twx, "ANSWER_S", 2.0)
     env, other = make("coin"), make("twc")
     env.reset(seed=0)
     other.reset(seed=0)
-    os.kill(twx._Jvm.current.process.pid, fault)
+    pid = twx._Jvm.current.process.pid
+    os.kill(pid, fault)
+    while thread_states(pid) - {"T", "Z"}:  # a signal takes effect later than kill returns: a thread may still answer
+        time.sleep(0.001)
     for broken in (env, other):
         with pytest.raises(EnvError, match="died or hung"):
             broken.step("look around")

@@ -325,6 +325,20 @@ def test_tokens_are_drawn_with_their_probabilities(temperature, top_p):
     np.testing.assert_allclose(logps, np.log(expected[tokens]), atol=EXACT)
 
 
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("scale", [1.0, 1.1, 0.3])
+def test_the_ends_of_the_unit_interval_draw_tokens_that_have_a_probability(uniform, scale):
+    class Uniform:
+        def random(self):
+            return uniform
+
+    logits = scale * torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    logits[:, [0, 1, 6, 7]] = float("-inf")
+    tokens, logps = sample(logits, [Request([0], 1, Uniform())] * 40)
+    assert set(tokens) == {2 if uniform == 0 else 5}
+    assert np.isfinite(logps).all()
+
+
 def test_an_engine_draws_with_the_models_probabilities(models):
     """The same through the whole engine: the first token of 600 episodes of one prompt."""
     policy, n = HFPolicy(models("qwen3", VOCAB), RENDERER, deterministic=False), 600
@@ -413,24 +427,31 @@ def test_groups_that_start_alike_stay_apart(make):
 
 
 def test_a_donor_that_waits_itself_gives_nothing_stale(make):
-    """Three sessions that ask for one prompt, and before that for others that share no token with it."""
+    """A short beginning that all share, a longer one that two share; before that prompts that share no token with them.
+
+    The second waits for the first to compute the beginning, the third for the second: not for what is left in its slot.
+    """
     policy = make(deterministic=False, ends=False)
     encode = RENDERER.tokenizer.encode
 
     async def run():
         sessions = [policy.open() for _ in range(3)]
-        # The middle one in slot 0: it is found first, and waits for the one with the smallest key.
-        for session, key in zip(sessions, (1, 0, 2), strict=True):
+        for key, session in enumerate(sessions):
             session.begin((key,), "g")
-        old = [encode(f"{c}bcdefghijklmnopqrstu") for c in "xyw"]
+        old = [encode(c + "abcdefghij" * 6) for c in "xyw"]
         await asyncio.gather(
             *(s.generate(Request(ids, 2, turn_rng(0, 0))) for s, ids in zip(sessions, old, strict=True))
         )
-        ids = encode("<|im_start|>user\nanother prompt<|im_end|>\n")
-        got = await asyncio.gather(*(s.generate(Request(list(ids), 5, turn_rng(i, 1))) for i, s in enumerate(sessions)))
+        new = [encode(f"<|im_start|>user\nanother prompt {rest}") for rest in ("a", "of two", "of two again")]
+        got = await asyncio.gather(
+            *(
+                s.generate(Request(list(ids), 5, turn_rng(i, 1)))
+                for i, (s, ids) in enumerate(zip(sessions, new, strict=True))
+            )
+        )
         for session in sessions:
             session.close()
-        return [(g.logps, await policy.score([*ids, *g.ids], len(ids))) for g in got]
+        return [(g.logps, await policy.score([*ids, *g.ids], len(ids))) for g, ids in zip(got, new, strict=True)]
 
     for logps, expected in asyncio.run(run()):
         np.testing.assert_allclose(logps, expected, atol=EXACT)
@@ -517,8 +538,8 @@ def test_a_turn_asked_for_again_before_the_cancelled_one_is_gone(make):
         session.begin((0,), "g")
         first = asyncio.create_task(session.generate(request(seed=9)))
         await asyncio.sleep(0)
-        first.cancel()
         second = asyncio.create_task(session.generate(request(seed=0)))
+        first.cancel()  # what this wakes runs after the second has asked
         with contextlib.suppress(asyncio.CancelledError):
             await first
         got = await second

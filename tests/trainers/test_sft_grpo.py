@@ -863,6 +863,8 @@ def test_the_checkpoint_of_another_model_is_refused(tmp_path):
         ({"optim": {"betas": [0.9, 0.99]}}, r"optim.betas: \[0.9, 0.95\], not \[0.9, 0.99\]"),
         ({"rollout": {"temperature": 0.9}}, "rollout.temperature: 1.0, not 0.9"),
         ({"env": {"kwargs": {"rounds": 3}}}, "env.kwargs"),
+        ({"eval": {"seed": 1}}, "eval.seed: 12345, not 1"),
+        ({"eval": {"final_episodes": 9}}, "eval.final_episodes: 4, not 9"),
         ({"preset": "grpo"}, "algo.aggregation|algo.clip_high|preset"),
     ],
 )
@@ -871,6 +873,16 @@ def test_a_run_goes_on_only_with_its_own_settings(warm, straight, change, named)
     with pytest.raises(ConfigError, match=named):
         grpo.main(grpo_config(warm[0] / "final", **overlay(SHORT, change)), straight / "grpo", resume=True)
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_what_does_not_change_what_is_learned_may_change(warm, straight, tmp_path):
+    shutil.copytree(straight / "grpo", tmp_path / "grpo")
+    free = {"save_every": 3, "show_every": 2, "eval": {"every": 0, "episodes": 9}, "optim": {"lr": 1e-4}, "steps": 5}
+    free["rollout"] = {"concurrency": 3, "retries": 9, "step_timeout": 9.0, "max_failure_rate": 0.5}
+    grpo.main(grpo_config(warm[0] / "final", **overlay(SHORT, free)), tmp_path / "grpo", resume=True)
+    trained = [row for row in rows(tmp_path / "grpo") if "reward/mean" in row]
+    assert trained[:4] == [row for row in rows(straight / "grpo") if "reward/mean" in row]
+    assert [row["step"] for row in trained] == [1, 2, 3, 4, 5]
 
 
 def test_a_run_of_another_algorithm_is_not_gone_on_with(straight):
