@@ -4,8 +4,8 @@ For demonstrations with tokens o_i and a mask m that is 1 on the demonstrator's 
 
     L(θ) = − Σ_i Σ_t w[i,t] · log π_θ(o[i,t] | o[i,<t]) / Σ_i Σ_t w[i,t],   w = m + λ (1 − m)
 
-λ = ``text_weight`` is 0 for a pretrained model. A model from scratch cannot read yet: with λ above 0 it also learns
-to predict what the environment says, which teaches it to find and copy names much sooner.
+λ = ``text_weight`` is 0 for a pretrained model. A model from scratch has not seen the language of the environment: with
+λ above 0 it is also trained to predict what the environment says.
 
 | equation  | function                  |
 |-----------|---------------------------|
