@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from agentgym import __version__
 from agentgym.errors import AgentGymError, ConfigError, missing
 
-ALGORITHMS = ("sft", "grpo")
+ALGORITHMS = ("sft", "grpo", "ppo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

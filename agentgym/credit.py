@@ -10,8 +10,8 @@ Statistics are taken over trajectories, never over the rows or tokens that they 
     Lite PPO    group_advantage(R, groups, scale="batch")                           arXiv 2508.08221
     REINFORCE++ reinforce_pp(rewards, masks[, groups=groups])                       arXiv 2501.03262
     GiGPO       gigpo(rewards, observations, groups)                                arXiv 2505.10978
-    PPO         gae(...), then whiten(...)                                          arXiv 1506.02438
-    POAD        gae(...) with gamma per token                                       arXiv 2405.15821
+    PPO         turn_gae(...), then whiten(...)                                     arXiv 1506.02438
+    POAD        turn_gae(..., gamma_token=1)                                        arXiv 2405.15821
 """
 
 from __future__ import annotations
@@ -171,6 +171,48 @@ def gae(
     advantages[m] = out[::-1]
     targets[m] = advantages[m] + kept_v
     return advantages, targets
+
+
+def turn_gae(
+    rewards: ArrayLike,
+    values: ArrayLike,
+    lengths: Sequence[int],
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    gamma_token: float = 1.0,
+    lam_token: float = 1.0,
+    last_value: float = 0.0,
+) -> tuple[Floats, Floats]:
+    """Generalised advantage estimate over the turns of a trajectory and the tokens inside them.
+
+    The last token of a turn is followed by the environment: d = r + gamma V' - V, A = d + gamma lam A'. Inside a
+    turn d = r + gamma_token V' - V, A = d + gamma_token lam_token A'. gamma_token = gamma is token-level PPO
+    (NTPO in POAD's terms), gamma_token = 1 the backup with action decomposition (BAD).
+
+    Args:
+        rewards: r of each sampled token, [N], in units of reward; the environment's stand on the last token of a turn.
+        values: V of the state before each sampled token, [N].
+        lengths: Sampled tokens of each turn, [K], summing to N.
+        gamma: Discount from one turn to the next.
+        lam: Trace decay from one turn to the next.
+        gamma_token: Discount between the tokens of a turn.
+        lam_token: Trace decay between the tokens of a turn.
+        last_value: V after the last token.
+
+    Returns:
+        Advantages A and value targets A + V, both [N].
+
+    Raises:
+        ValueError: The lengths do not sum to N, or a number is not finite.
+
+    Source: GAE (1506.02438, eq. 16); POAD (2405.15821), recursion of its code.
+    """
+    n = len(np.asarray(values))
+    if sum(lengths) != n or min(lengths, default=1) < 1:
+        raise ValueError(f"turns of {list(lengths)} tokens do not make up {n} values")
+    last = np.zeros(n, dtype=bool)
+    last[np.cumsum(lengths, dtype=np.int64) - 1] = True
+    return gae(rewards, values, None, np.where(last, gamma, gamma_token), np.where(last, lam, lam_token), last_value)
 
 
 def discounted_returns(rewards: ArrayLike, gamma: float | ArrayLike = 1.0, mask: ArrayLike | None = None) -> Floats:

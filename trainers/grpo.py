@@ -30,9 +30,7 @@ The relatives are settings of `Algo`; `PRESETS` names them:
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +42,8 @@ import torch
 from agentgym.config import build, overlay
 from agentgym.credit import group_advantage, overlong_penalty
 from agentgym.env_worker import EnvConfig
-from agentgym.errors import AgentGymError, ConfigError, TooManyFailures, unknown
-from agentgym.evaluate import Evaluation, evaluate
-from agentgym.learner import checkpoint
+from agentgym.errors import ConfigError, TooManyFailures, unknown
+from agentgym.evaluate import Evaluation
 from agentgym.learner.learner import Learner, LossFn, OptimConfig
 from agentgym.learner.logprobs import TokenOutput, token_logprobs
 from agentgym.learner.losses import (
@@ -58,11 +55,11 @@ from agentgym.learner.losses import (
     token_ratio,
     token_weights,
 )
+from agentgym.learner.model import frozen_copy
 from agentgym.learner.pack import MicroBatch, pack, rows_of
-from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
-from agentgym.policies.hf import HFPolicy
-from agentgym.rollout import Rollout, RolloutConfig, RolloutStats, group_tasks
-from agentgym.run import Run, progress, shielded
+from agentgym.learner.setup import EvalConfig, ModelConfig
+from agentgym.rollout import Rollout, RolloutConfig, group_tasks
+from agentgym.training import Training
 from agentgym.types import Group, Trajectory
 
 
@@ -283,93 +280,17 @@ def update(
     return metrics
 
 
-def rollout_metrics(
-    kept: Sequence[Group], drawn: Sequence[Group], stats: RolloutStats, seconds: float
-) -> dict[str, float]:
-    """What the episodes of a step were like; all that were drawn count, or success would mean little with DAPO."""
-    trajectories = [t for g in drawn for t in g.trajectories]
-    tokens = sum(t.action_tokens for t in trajectories)
-    spread = [np.ptp([t.episode_return for t in g.trajectories]) for g in drawn]
-    errors = {f"rollout/error/{kind}": float(n) for kind, n in stats.errors.items()}
-    return {
-        "reward/mean": float(np.mean([t.episode_return for t in trajectories])),
-        "episode/success": float(np.mean([bool(t.success) for t in trajectories])),
-        "episode/turns": float(np.mean([len(t.turns) for t in trajectories])),
-        "episode/parse_error": float(np.mean([any(u.parse_error for u in t.turns) for t in trajectories])),
-        "tokens/action": tokens / len(trajectories),
-        "group/kept": float(len(kept)),
-        "group/zero_std_frac": float(np.mean(np.array(spread) == 0)),
-        "rollout/dropped_groups": float(stats.dropped_groups),
-        "perf/action_tok_s": tokens / seconds,
-        "time/rollout": seconds,
-        **errors,
-    }
-
-
 def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evaluation]:
     """Collect, credit, update, log, save; evaluation before and after; the model is left in ``OUT/final``."""
-    with cfg.env.pool() as pool, progress() as bar:
-        model, tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-        reference = copy.deepcopy(model).requires_grad_(False) if cfg.algo.kl_coef else None
-        learner, policy = Learner(model, cfg.optim), HFPolicy(model, renderer, "grpo")
+    with Training("grpo", cfg, out, resume) as job:
+        reference = frozen_copy(job.model) if cfg.algo.kl_coef else None
         loss = make_loss(cfg.algo, reference, cfg.rollout.temperature)
-        rollout = Rollout(pool, policy, cfg.rollout, cfg.env.options)
-        run = Run(out, cfg, resume)
-        run.tokens(tokenizer)
-        step = checkpoint.resume(run.dir / "checkpoints", learner) if resume else 0
-        policy.weights_changed(step)
-        run.rewind(step)
-
-        def measure(name: str, episodes: int) -> None:
-            if name in run.evaluations():
-                return
-            job = bar.add_task(f"eval {name}", total=episodes, note="")
-            result, played = evaluate(
-                pool,
-                policy,
-                cfg.rollout,
-                episodes,
-                cfg.eval.seed,
-                cfg.env.eval_options,
-                on_episode=lambda _: bar.advance(job),
-            )
-            bar.update(job, note=f"success {result.success.mean:.1%}")
-            run.trajectories(f"eval_{name}", played[:32])
-            run.evaluated(name, step, result)
-
-        def save() -> None:
-            state = {**learner.state(), "step": step}
-            checkpoint.save(run.dir / "checkpoints" / f"step_{step:05d}", model, tokenizer, state)
-
-        measure("before", cfg.eval.final_episodes)
-        job = bar.add_task("grpo", total=cfg.steps, completed=step, note="")
-        done = learner.updates
-        try:
-            while step < cfg.steps:
-                if cfg.eval.every and step and step % cfg.eval.every == 0:
-                    measure(f"step_{step:05d}", cfg.eval.episodes)
-                started = time.perf_counter()
-                rollout.stats = RolloutStats(recent=rollout.stats.recent)
-                groups, drawn = collect(cfg, rollout, step)
-                collected = time.perf_counter()
-                metrics = rollout_metrics(groups, drawn, rollout.stats, collected - started)
-                with shielded():
-                    advantages = assign_advantages(cfg.algo, groups)
-                    metrics |= update(cfg, learner, groups, advantages, loss)
-                    step, done = step + 1, learner.updates
-                    policy.weights_changed(step)
-                    run.log(step, {**metrics, "time/update": time.perf_counter() - collected})
-                    if step % cfg.show_every == 0 or step == 1:
-                        run.trajectories(f"step_{step:05d}", [t for g in drawn[:4] for t in g.trajectories])
-                bar.update(job, completed=step, note=f"success {metrics['episode/success']:.1%}")
-                if step % cfg.save_every == 0:
-                    save()
-        except (KeyboardInterrupt, AgentGymError):
-            if learner.updates == done:  # not in the middle of a step
-                save()
-            raise
-        save()
-        checkpoint.save_model(run.dir / "final", model, tokenizer)
-        measure("after", cfg.eval.final_episodes)
-        run.finish()
-    return {name: run.evaluations()[name] for name in ("before", "after")}
+        learner = Learner(job.model, cfg.optim)
+        for step in job.steps(learner):
+            groups, drawn = collect(cfg, job.rollout, step)
+            shown = [t for g in drawn[:4] for t in g.trajectories]
+            with job.update([t for g in drawn for t in g.trajectories], shown) as metrics:
+                advantages = assign_advantages(cfg.algo, groups)
+                metrics["group/kept"] = float(len(groups))
+                metrics |= update(cfg, learner, groups, advantages, loss)
+    return job.results()

@@ -58,18 +58,28 @@ class Learner:
 
     Attributes:
         model: Trained in place; a policy in the same process decodes with it.
+        head: A module that is trained beside it, such as a critic's, or None.
         updates: Optimizer steps taken.
     """
 
-    def __init__(self, model: Any, config: OptimConfig):
-        """Make the optimizer."""
-        self.model, self.config = model, config
+    def __init__(
+        self, model: Any, config: OptimConfig, head: torch.nn.Module | None = None, head_lr: float | None = None
+    ):
+        """Make the optimizer.
+
+        Args:
+            model: The policy's module.
+            config: Settings of AdamW.
+            head: A module that the loss uses beside the model. Its gradient is clipped on its own.
+            head_lr: Learning rate of the head, with the same warm-up and decay; that of the model by default.
+        """
+        self.model, self.config, self.head = model, config, head
         self.device = next(model.parameters()).device
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "peak": config.lr}]
+        if head is not None:
+            groups.append({"params": list(head.parameters()), "peak": head_lr or config.lr})
         self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=config.lr,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
+            groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), weight_decay=config.weight_decay
         )
         self.updates = 0
 
@@ -97,36 +107,41 @@ class Learner:
             tokens += len(batch.targets)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach().sum())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        if not math.isfinite(norm):
+        groups = self.optimizer.param_groups
+        norms = [float(torch.nn.utils.clip_grad_norm_(g["params"], self.config.grad_clip)) for g in groups]
+        if not all(math.isfinite(norm) for norm in norms):
             self.optimizer.zero_grad(set_to_none=True)
             raise AgentGymError(
                 f"the gradient of update {self.updates} is not finite: lower optim.lr ({self.config.lr:g}) "
                 "and resume from the last checkpoint"
             )
-        lr = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = self.schedule()
+        for group in groups:
+            group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
         means = {name: value / max(1, tokens) for name, value in sums.items()}
-        return {"optim/loss": total, "optim/grad_norm": norm, "optim/lr": lr, **means}
+        return {"optim/loss": total, "optim/grad_norm": norms[0], "optim/lr": groups[0]["lr"], **means}
 
-    def learning_rate(self) -> float:
-        """Rate of the next optimizer step."""
+    def schedule(self) -> float:
+        """Factor on the learning rate of the next optimizer step: linear warm-up, then constant or linear decay."""
         warmup, end, step = self.config.warmup_steps, self.config.decay_steps, self.updates
         if step < warmup:
-            return self.config.lr * (step + 1) / warmup
-        if end:
-            return self.config.lr * max(0.0, end - step) / max(1, end - warmup)
-        return self.config.lr
+            return (step + 1) / warmup
+        return max(0.0, end - step) / max(1, end - warmup) if end else 1.0
 
     def state(self) -> dict[str, Any]:
-        """Optimizer state and counter, for a checkpoint."""
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        """Optimizer state, head and counter, for a checkpoint."""
+        head = {} if self.head is None else {"head": self.head.state_dict()}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, **head}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave; the learning rate stays that of the config."""
+        peaks = [group["peak"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
+            group["peak"] = peak
+        if self.head is not None:
+            self.head.load_state_dict(state["head"])
         self.updates = int(state["updates"])

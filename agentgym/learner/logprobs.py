@@ -21,10 +21,12 @@ class TokenOutput:
     Attributes:
         logp: ``[N]`` log-probability, nats.
         entropy: ``[N]`` entropy of the whole distribution at that token, nats.
+        hidden: ``[N, d]`` last hidden state of the token before it, what the model predicted it from.
     """
 
     logp: torch.Tensor
     entropy: torch.Tensor
+    hidden: torch.Tensor
 
 
 def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> TokenOutput:
@@ -41,7 +43,7 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
         parts = [_logp_entropy(model, h, t, temperature) for h, t in chunks]
     else:
         parts = [checkpoint(_logp_entropy, model, h, t, temperature, use_reentrant=False) for h, t in chunks]
-    return TokenOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+    return TokenOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), hidden)
 
 
 def _logp_entropy(

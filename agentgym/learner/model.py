@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any,
     if largest >= known:
         raise ConfigError(f"the model {path!r} knows {known} tokens, but its tokenizer goes up to id {largest}")
     return prepare(model), tokenizer, renderer
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy that does not change when the model is trained: a reference policy, or the backbone of a critic.
+
+    Parameters that are not trained (those below an adapter) are shared, not copied.
+    """
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False)
 
 
 def prepare(model: Any) -> Any:

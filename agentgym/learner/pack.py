@@ -47,6 +47,9 @@ class MicroBatch:
         advantages: ``[N]``.
         trajectory: ``[N]`` index of the trajectory in the whole batch.
         weights: ``[N]`` weight of each token in the loss, from ``losses.token_weights`` over the whole batch.
+        old_values: ``[N]`` values of the critic at the rollout; empty without a critic.
+        returns: ``[N]`` targets of the critic; empty without one.
+        features: ``[N, d]`` what a frozen backbone gives the critic to read; empty without one.
     """
 
     ids: torch.Tensor
@@ -58,6 +61,9 @@ class MicroBatch:
     advantages: torch.Tensor
     trajectory: torch.Tensor
     weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    old_values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the tensors."""

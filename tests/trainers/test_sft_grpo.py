@@ -32,8 +32,9 @@ from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.model import load_model
 from agentgym.policies.hf import HFPolicy
-from agentgym.rollout import Rollout, RolloutConfig, group_tasks
+from agentgym.rollout import Rollout, RolloutConfig, RolloutStats, group_tasks
 from agentgym.run import Run, shielded
+from agentgym.training import rollout_metrics
 from agentgym.types import Group, Segment, Status, Trajectory, Turn
 
 TESTS = Path(__file__).parents[1]
@@ -531,8 +532,8 @@ def test_resampling_ends_and_a_task_that_is_solved_is_no_error():
     rollout = Scripted(lambda index: False)
     kept, drawn = grpo.collect(cfg, rollout, 0)
     assert (kept, len(drawn), len(rollout.rounds)) == ([], 12, 3)
-    metrics = grpo.rollout_metrics(kept, drawn, grpo.RolloutStats(), 1.0)
-    assert (metrics["reward/mean"], metrics["group/kept"], metrics["group/zero_std_frac"]) == (1.0, 0.0, 1.0)
+    metrics = rollout_metrics([t for g in drawn for t in g.trajectories], RolloutStats(), 1.0)
+    assert (metrics["reward/mean"], metrics["group/zero_std_frac"]) == (1.0, 1.0)
 
 
 def test_without_resampling_nothing_is_replaced():

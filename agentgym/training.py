@@ -1,0 +1,193 @@
+"""What the training loops share: models, environments, run folder, evaluation, checkpoints, interrupts.
+
+An algorithm owns its loop::
+
+    with Training("grpo", cfg, out, resume) as job:
+        learner = Learner(job.model, cfg.optim)
+        for step in job.steps(learner):
+            groups = job.rollout.collect(...)
+            with job.update([t for g in groups for t in g.trajectories]) as metrics:
+                ...                                                     # credit, optimizer steps
+    return job.results()
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agentgym.env_worker import EnvConfig
+from agentgym.errors import AgentGymError
+from agentgym.evaluate import Evaluation, evaluate
+from agentgym.learner import checkpoint
+from agentgym.learner.learner import Learner, OptimConfig
+from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
+from agentgym.policies.hf import HFPolicy
+from agentgym.rollout import Rollout, RolloutConfig, RolloutStats
+from agentgym.run import Run, progress, shielded
+from agentgym.types import Trajectory
+
+_SHOWN = 32
+
+
+class TrainingConfig(Protocol):
+    """The settings that every reinforcement learning trainer has."""
+
+    env: EnvConfig
+    model: ModelConfig
+    rollout: RolloutConfig
+    optim: OptimConfig
+    eval: EvalConfig
+    steps: int
+    save_every: int
+    show_every: int
+    seed: int
+
+
+class Training:
+    """A reinforcement learning run: leave the ``with`` block and it is saved, closed, and can be resumed.
+
+    Attributes:
+        model: The policy's module, trained in place.
+        policy: Decodes with it.
+        rollout: Plays training episodes with it.
+        run: The run folder.
+        step: Training steps done.
+    """
+
+    def __init__(self, name: str, cfg: TrainingConfig, out: str | Path, resume: bool = False):
+        """Open environments, model and run folder.
+
+        Raises:
+            ConfigError: If one of them cannot be opened.
+        """
+        self.name, self.cfg, self.resume, self.step = name, cfg, resume, 0
+        with ExitStack() as stack:
+            self._pool = stack.enter_context(cfg.env.pool())
+            self._bar = stack.enter_context(progress())
+            self.model, self._tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
+            self.policy = HFPolicy(self.model, renderer, name)
+            self.rollout = Rollout(self._pool, self.policy, cfg.rollout, cfg.env.options)
+            self.run = Run(out, cfg, resume)
+            self.run.tokens(self._tokenizer)
+            self._closing = stack.pop_all()
+        self._learner: Learner | None = None
+        self._updates = 0
+        self._started = 0.0
+        self._note = ""
+
+    def __enter__(self) -> Training:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._closing:
+            stopped = isinstance(error, KeyboardInterrupt | AgentGymError)
+            if stopped and self._learner is not None and self._learner.updates == self._updates:
+                self._save()  # unless it stopped in the middle of a step
+
+    def steps(self, learner: Learner) -> Iterator[int]:
+        """The training steps that are still to be done, with evaluations and checkpoints between them.
+
+        Resumes the learner first if the run is resumed; after the last step the model is in ``OUT/final``.
+        """
+        cfg = self.cfg
+        if self.resume:
+            self.step = checkpoint.resume(self.run.dir / "checkpoints", learner)
+        self.policy.weights_changed(self.step)
+        self.run.rewind(self.step)
+        self._measure("before", cfg.eval.final_episodes)
+        self._learner, self._updates = learner, learner.updates
+        job = self._bar.add_task(self.name, total=cfg.steps, completed=self.step, note="")
+        while self.step < cfg.steps:
+            if cfg.eval.every and self.step and self.step % cfg.eval.every == 0:
+                self._measure(f"step_{self.step:05d}", cfg.eval.episodes)
+            self.rollout.stats = RolloutStats(recent=self.rollout.stats.recent)
+            self._started = time.perf_counter()
+            yield self.step
+            self._bar.update(job, completed=self.step, note=self._note)
+            if self.step % cfg.save_every == 0:
+                self._save()
+        self._save()
+        checkpoint.save_model(self.run.dir / "final", self.model, self._tokenizer)
+        self._measure("after", cfg.eval.final_episodes)
+        self.run.finish()
+
+    @contextmanager
+    def update(
+        self, drawn: Sequence[Trajectory], shown: Sequence[Trajectory] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The part of a step that happens wholly or not at all: credit and optimizer steps.
+
+        Args:
+            drawn: Every trajectory of the step.
+            shown: Those worth keeping in the run folder; the first of ``drawn`` by default.
+
+        Yields:
+            Metrics, to be added to; they are logged at the end of the block.
+        """
+        assert self._learner is not None
+        collected = time.perf_counter()
+        metrics = rollout_metrics(drawn, self.rollout.stats, collected - self._started)
+        with shielded():
+            yield metrics
+            self.step, self._updates = self.step + 1, self._learner.updates
+            self.policy.weights_changed(self.step)
+            self.run.log(self.step, {**metrics, "time/update": time.perf_counter() - collected})
+            if self.step % self.cfg.show_every == 0 or self.step == 1:
+                self.run.trajectories(f"step_{self.step:05d}", list(shown or drawn)[:_SHOWN])
+        self._note = f"success {metrics['episode/success']:.1%}"
+
+    def results(self) -> dict[str, Evaluation]:
+        """The evaluations before and after."""
+        found = self.run.evaluations()
+        return {name: found[name] for name in ("before", "after")}
+
+    def _measure(self, name: str, episodes: int) -> None:
+        if name in self.run.evaluations():
+            return
+        cfg = self.cfg
+        job = self._bar.add_task(f"eval {name}", total=episodes, note="")
+        result, played = evaluate(
+            self._pool,
+            self.policy,
+            cfg.rollout,
+            episodes,
+            cfg.eval.seed,
+            cfg.env.eval_options,
+            on_episode=lambda _: self._bar.advance(job),
+        )
+        self._bar.update(job, note=f"success {result.success.mean:.1%}")
+        self.run.trajectories(f"eval_{name}", played[:_SHOWN])
+        self.run.evaluated(name, self.step, result)
+
+    def _save(self) -> None:
+        assert self._learner is not None
+        folder = self.run.dir / "checkpoints" / f"step_{self.step:05d}"
+        checkpoint.save(folder, self.model, self._tokenizer, {**self._learner.state(), "step": self.step})
+
+
+def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: float) -> dict[str, float]:
+    """What the episodes of a step were like: all that were drawn, whether or not they were learned from."""
+    tokens = sum(t.action_tokens for t in drawn)
+    returns: dict[str, list[float]] = {}
+    for t in drawn:
+        returns.setdefault(t.group, []).append(t.episode_return)
+    errors = {f"rollout/error/{kind}": float(n) for kind, n in stats.errors.items()}
+    spread = {"group/zero_std_frac": float(np.mean([np.ptp(group) == 0 for group in returns.values()]))}
+    return {
+        "reward/mean": float(np.mean([t.episode_return for t in drawn])),
+        "episode/success": float(np.mean([bool(t.success) for t in drawn])),
+        "episode/turns": float(np.mean([len(t.turns) for t in drawn])),
+        "episode/parse_error": float(np.mean([any(u.parse_error for u in t.turns) for t in drawn])),
+        "tokens/action": tokens / len(drawn),
+        "rollout/dropped_groups": float(stats.dropped_groups),
+        "perf/action_tok_s": tokens / seconds,
+        "time/rollout": seconds,
+        **(spread if len(returns) < len(drawn) else {}),
+        **errors,
+    }
