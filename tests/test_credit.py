@@ -16,6 +16,7 @@ from agentgym.credit import (
     group_advantage,
     overlong_penalty,
     reinforce_pp,
+    turn_gae,
     whiten,
 )
 from agentgym.errors import ConfigError
@@ -354,3 +355,52 @@ def test_masked_tokens_are_as_if_absent(rows, gamma, lam):
 def test_discounted_return_is_the_sum(rewards, gamma):
     expected = [sum(gamma ** (s - t) * r for s, r in enumerate(rewards) if s >= t) for t in range(len(rewards))]
     close(discounted_returns(rewards, gamma), expected, 1e-9)
+
+
+# ---- turns and tokens: the worked numbers of POAD (2405.15821) with gamma 0.9, lambda 0.95 ----------------
+
+ONE_TURN = ([0, 0, 1], [0.2, 0.3, 0.5], [3])
+TWO_TURNS = ([0, 0, 0, 0, 1], [0.1, 0.2, 0.4, 0.6, 0.7], [2, 3])
+
+
+@pytest.mark.parametrize(
+    ("case", "gamma_token", "lam", "lam_token", "expected"),
+    [
+        (ONE_TURN, 1.0, 0.95, 0.95, [0.741250, 0.675000, 0.500000]),
+        (ONE_TURN, 0.9, 0.95, 0.95, [0.563762, 0.577500, 0.500000]),
+        (ONE_TURN, 1.0, 1.0, 1.0, [0.8, 0.7, 0.5]),
+        (TWO_TURNS, 1.0, 0.95, 0.95, [0.711530, 0.643716, 0.565750, 0.385000, 0.300000]),
+        (TWO_TURNS, 0.9, 0.95, 0.95, [0.498214, 0.489139, 0.384958, 0.286500, 0.300000]),
+        (TWO_TURNS, 1.0, 0.95, 1.0, [0.773, 0.673, 0.6, 0.4, 0.3]),
+    ],
+)
+def test_turn_gae(case, gamma_token, lam, lam_token, expected):
+    rewards, values, lengths = case
+    advantages, targets = turn_gae(rewards, values, lengths, 0.9, lam, gamma_token, lam_token)
+    assert_allclose(advantages, expected, atol=1e-6)
+    assert_allclose(targets, advantages + values)
+
+
+def test_turn_gae_of_one_token_turns_is_gae_over_turns():
+    rewards, values = [0.1, -0.2, 1.0], [0.5, 0.4, 0.3]
+    for gamma_token in (0.99, 1.0, 0.3):
+        got, _ = turn_gae(rewards, values, [1, 1, 1], 0.99, 0.95, gamma_token, 0.95, last_value=0.25)
+        assert_allclose(got, [0.549130, 0.588124, 0.947500], atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_with_undiscounted_tokens_the_first_of_a_turn_has_the_advantage_of_the_turn(lengths, random):
+    values = np.array([random.uniform(-1, 1) for _ in range(sum(lengths))])
+    ends = np.cumsum(lengths) - 1
+    rewards = np.zeros(len(values))
+    rewards[ends] = [random.uniform(-1, 1) for _ in lengths]
+    starts = ends - np.array(lengths) + 1
+    tokens, _ = turn_gae(rewards, values, lengths, 0.9, 0.8, 1.0, 1.0)
+    turns, _ = gae(rewards[ends], values[starts], None, 0.9, 0.8)
+    assert_allclose(tokens[starts], turns, atol=1e-12)
+
+
+@pytest.mark.parametrize("lengths", [[2], [3, 1], [3, 0], []])
+def test_turn_lengths_that_do_not_make_up_the_tokens(lengths):
+    with pytest.raises(ValueError, match="do not make up 3 values"):
+        turn_gae([0, 0, 1], [0, 0, 0], lengths)

@@ -139,7 +139,10 @@ def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout
     Returns:
         ``[T, d]``, ready for the output embeddings.
     """
-    out = model.get_decoder()(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
+    decoder = model.get_decoder()
+    if decoder.config._attn_implementation != NAME:
+        raise ValueError("the model's attention was switched: pass it through learner.model.prepare (again)")
+    out = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
     return out.last_hidden_state[0]
 
 

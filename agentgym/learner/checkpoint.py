@@ -1,4 +1,4 @@
-"""Checkpoints that ``AutoModelForCausalLM.from_pretrained`` loads and from which a run goes on bit by bit."""
+"""Checkpoints from which a run goes on bit by bit: transformers loads the model, peft the adapter of LoRA."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentgym.errors import ConfigError
+from agentgym.learner import lora
 
 _STATE = "trainer_state.pt"
 
@@ -25,7 +26,7 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
 
     Args:
         folder: ``.../checkpoints/step_00010``.
-        model: Its weights go into safetensors.
+        model: Its weights, or those of its adapters, go into safetensors.
         tokenizer: Saved beside them.
         state: Optimizer and counters; tensors and plain values only.
         keep: Checkpoints to keep.
@@ -71,11 +72,14 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
         ConfigError: If a file is missing or damaged, or belongs to another model.
     """
     try:
-        state = load_file(folder / "model.safetensors")
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or [])
-        if set(missing) - tied or unexpected:
-            raise ConfigError(f"{folder}: the checkpoint belongs to another model than the config says")
+        if lora.is_adapted(model):
+            lora.load_weights(model, folder)
+        else:
+            state = load_file(folder / "model.safetensors")
+            missing, unexpected = model.load_state_dict(state, strict=False)
+            tied = set(getattr(model, "_tied_weights_keys", None) or [])
+            if set(missing) - tied or unexpected:
+                raise ConfigError(f"{folder}: the checkpoint belongs to another model than the config says")
         saved: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)
     except ConfigError:
         raise
@@ -86,7 +90,7 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
 
 
 def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({"save_embedding_layers": False} if lora.is_adapted(model) else {}))
     tokenizer.save_pretrained(folder)
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from agentgym.errors import ConfigError
+from agentgym.learner import lora
 from agentgym.learner.attention import NAME, Packed, hidden_states, logits_at
 from agentgym.renderer import HFTokenizer, Renderer
 
@@ -22,12 +23,13 @@ _HALF_TOLERANCE = 0.05
 logging.disable_progress_bar()
 
 
-def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Renderer]:
+def load_model(path: str, dtype: torch.dtype = torch.float32, rank: int = 0) -> tuple[Any, Any, Renderer]:
     """Load a model, its tokenizer and the renderer of its chat template.
 
     Args:
-        path: A Hugging Face id or a local folder.
+        path: A Hugging Face id or a local folder, of a model or of an adapter that peft saved.
         dtype: Type of the parameters.
+        rank: For an adapter: its rank, to go on training it, or 0 to merge it into the model.
 
     Returns:
         The prepared model, the tokenizer, the renderer.
@@ -36,20 +38,30 @@ def load_model(path: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any,
         ConfigError: If there is no such model or it cannot run on packed rows.
         TemplateError: If its template cannot be rendered incrementally.
     """
-    if path.startswith((".", "/", "~")) and not (Path(path).expanduser() / "config.json").is_file():
+    folder = Path(path).expanduser()
+    adapter = folder if (folder / lora.ADAPTER).is_file() else None
+    if path.startswith((".", "/", "~")) and not adapter and not (folder / "config.json").is_file():
         raise ConfigError(f"no model in {path}: the folder needs config.json and *.safetensors")
-    source = str(Path(path).expanduser()) if path.startswith("~") else path
+    source = str(folder) if path.startswith("~") else path
+    base = lora.base_of(adapter) if adapter else source
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        own = adapter is None or (adapter / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(source if own else base)
         renderer = Renderer(HFTokenizer(tokenizer))
-        AutoConfig.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        AutoConfig.from_pretrained(base)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"cannot load the model {path!r}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"cannot load the model {base!r}: {str(error).splitlines()[0]}") from error
+    absent = sorted([*found["missing_keys"], *(str(key) for key, *_ in found["mismatched_keys"])])
+    if absent:
+        raise ConfigError(f"the model {base!r} is incomplete: {len(absent)} weights are missing, {absent[0]} for one")
     largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
     if largest >= known:
         raise ConfigError(f"the model {path!r} knows {known} tokens, but its tokenizer goes up to id {largest}")
-    return prepare(model), tokenizer, renderer
+    model = prepare(model)
+    return lora.load_adapter(model, adapter, rank) if adapter else model, tokenizer, renderer
 
 
 def frozen_copy(model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from agentgym import seeding
 from agentgym.errors import AgentGymError, ConfigError
 from agentgym.learner import tiny
+from agentgym.learner.lora import LoraConfig, add_adapter, is_adapted
 from agentgym.learner.model import load_model, prepare
 from agentgym.renderer import HFTokenizer, Renderer
 
@@ -31,6 +32,7 @@ class ModelConfig:
         heads: Attention heads of the tiny model.
         vocab_size: Vocabulary of the tiny model.
         dtype: Type of the parameters.
+        lora: Adapters to train instead of the whole model.
         threads: CPU threads of torch, or 0 for its own choice.
     """
 
@@ -40,6 +42,7 @@ class ModelConfig:
     heads: int = 4
     vocab_size: int = 1024
     dtype: str = "float32"
+    lora: LoraConfig = field(default_factory=LoraConfig)
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -50,6 +53,9 @@ class ModelConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
         if self.hidden % (2 * self.heads):
             raise ConfigError(f"model.hidden ({self.hidden}) must be a multiple of twice model.heads ({self.heads})")
+
+        if self.lora.rank and self.path == "tiny":
+            raise ConfigError("model.lora.rank: adapters need a trained model; give its folder as model.path")
 
     def torch_dtype(self) -> torch.dtype:
         """The torch type of that name."""
@@ -84,7 +90,7 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
 
     Args:
         config: Which.
-        run_seed: Seed of fresh weights.
+        run_seed: Seed of fresh weights, adapters among them.
         texts: Text to train the tiny model's tokenizer on, or None where only a trained model will do.
 
     Returns:
@@ -97,7 +103,9 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
         torch.set_num_threads(config.threads)
     dtype = config.torch_dtype()
     if config.path != "tiny":
-        model, tokenizer, renderer = _load(config.path, dtype)
+        model, tokenizer, renderer = _load(config.path, dtype, config.lora.rank)
+        if config.lora.rank and not is_adapted(model):
+            model = add_adapter(model, config.lora, seeding.init_seed(run_seed))
         return _placed(model), tokenizer, renderer
     if texts is None:
         raise ConfigError("model.path=tiny has nothing to start from here: give the folder of an SFT run's model")
@@ -107,13 +115,13 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
     return _placed(prepare(model.to(dtype))), tokenizer, Renderer(HFTokenizer(tokenizer))
 
 
-def _load(path: str, dtype: torch.dtype) -> tuple[Any, Any, Renderer]:
+def _load(path: str, dtype: torch.dtype, rank: int) -> tuple[Any, Any, Renderer]:
     folder = Path(path).expanduser()
     local = path.startswith((".", "/", "~")) or path.count("/") > 1 or (path.count("/") and folder.parent.is_dir())
     if local and not folder.is_dir():
         raise ConfigError(f"no model in {path}: there is no such folder")
     try:
-        return load_model(path, dtype)
+        return load_model(path, dtype, rank)
     except AgentGymError:
         raise
     except Exception as error:  # damaged files raise all kinds

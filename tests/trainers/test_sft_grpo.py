@@ -19,7 +19,7 @@ import helpers_envs
 import numpy as np
 import pytest
 import torch
-from agentgym.trainers import grpo, sft
+from agentgym.trainers import grpo, ppo, sft
 from helpers_policies import tiny_model, tiny_policy
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -59,6 +59,12 @@ SHORT = {
     "algo": {"kl_coef": 0.01, "entropy_coef": 0.001, "max_resample": 1},
     "eval": {"every": 1, "episodes": 4, "final_episodes": 4},
 }
+SHORT_PPO = {
+    **{k: v for k, v in SHORT.items() if k not in ("preset", "groups", "group_size", "algo")},
+    "episodes": 16,
+    "algo": {"kl_coef": 0.01, "entropy_coef": 0.001, "lam": 0.9},
+    "critic": {"widths": [16]},
+}
 ALL_PRESETS = ("grpo", "dr_grpo", "dapo", "gspo", "rloo", "lite_ppo")
 
 
@@ -68,6 +74,10 @@ def sft_config(**values):
 
 def grpo_config(model, **values):
     return grpo.make_config(overlay({**COMMON, "model": {"path": str(model)}}, values))
+
+
+def ppo_config(model, **values):
+    return ppo.make_config(overlay({**COMMON, "model": {"path": str(model)}}, values))
 
 
 @pytest.fixture(scope="session")
@@ -605,10 +615,11 @@ def assert_same_run(a, b):
 
 @pytest.fixture(scope="session")
 def straight(warm, tmp_path_factory):
-    """Both trainers, four steps without interruption."""
+    """Every trainer, four steps without interruption."""
     folder = tmp_path_factory.mktemp("straight")
     sft.main(sft_config(**SHORT_SFT), folder / "sft")
     grpo.main(grpo_config(warm[0] / "final", **SHORT), folder / "grpo")
+    ppo.main(ppo_config(warm[0] / "final", **SHORT_PPO), folder / "ppo")
     assert len(rows(folder / "sft")) == 5
     assert len([row for row in rows(folder / "grpo") if "reward/mean" in row]) == 4
     assert len([row for row in rows(folder / "grpo") if "eval/success" in row]) == 5
@@ -655,6 +666,18 @@ def test_grpo_goes_on_bit_by_bit(warm, straight, tmp_path, steps):
     assert_same_run(straight / "grpo", out)
 
 
+@pytest.mark.parametrize("backbone", ["frozen", "shared"])
+def test_ppo_goes_on_bit_by_bit(warm, straight, tmp_path, backbone):
+    settings = overlay(SHORT_PPO, {"critic": {"backbone": backbone}})
+    whole = straight / "ppo"
+    if backbone == "shared":
+        whole = tmp_path / "whole"
+        ppo.main(ppo_config(warm[0] / "final", **settings), whole)
+    ppo.main(ppo_config(warm[0] / "final", **{**settings, "steps": 2}), tmp_path / "ppo")
+    ppo.main(ppo_config(warm[0] / "final", **settings), tmp_path / "ppo", resume=True)
+    assert_same_run(whole, tmp_path / "ppo")
+
+
 def test_resuming_a_finished_run_changes_nothing(warm, straight, tmp_path):
     shutil.copytree(straight, tmp_path / "copy")
     grpo.main(grpo_config(warm[0] / "final", **SHORT), tmp_path / "copy" / "grpo", resume=True)
@@ -665,7 +688,8 @@ def test_resuming_a_finished_run_changes_nothing(warm, straight, tmp_path):
 
 def command(algorithm, warm, out, settings, resume):
     """The same run as a command line."""
-    config = sft_config(**settings) if algorithm == "sft" else grpo_config(warm[0] / "final", **settings)
+    make = {"grpo": grpo_config, "ppo": ppo_config}
+    config = sft_config(**settings) if algorithm == "sft" else make[algorithm](warm[0] / "final", **settings)
     file = out.with_suffix(".yaml")
     file.write_text(dump(config))
     return ["train", algorithm, "--config", str(file), "--out", str(out), *(["--resume"] if resume else [])]
@@ -687,9 +711,9 @@ def fork(arguments):
     return child
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "grpo"])
+@pytest.mark.parametrize("algorithm", ["sft", "grpo", "ppo"])
 def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_the_same(warm, straight, tmp_path, algorithm):
-    out, settings = tmp_path / algorithm, SHORT_SFT if algorithm == "sft" else SHORT
+    out, settings = tmp_path / algorithm, {"sft": SHORT_SFT, "grpo": SHORT, "ppo": SHORT_PPO}[algorithm]
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"the moments were drawn with seed {seed}")
     rng, killed, finished = random.Random(seed), 0, 0
