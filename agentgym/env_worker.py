@@ -1,20 +1,24 @@
-"""Environments on threads of their own, with deadlines, and a pool that re-uses them between episodes."""
+"""Environments on threads or in processes of their own, with deadlines, and a pool that re-uses them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import itertools
 import logging
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 
+from agentgym.env_process import EnvProcess, Settle
 from agentgym.errors import AgentGymError, ConfigError, EnvError, MissingDependency, unknown
 
 _log = logging.getLogger(__name__)
@@ -66,46 +70,111 @@ def instructions_of(env: gym.Env[str, str]) -> str:
     return str(getattr(env.unwrapped, "instructions", "You act in a text environment."))
 
 
-class EnvWorker:
-    """One environment, driven from one daemon thread, so that a call that hangs can be abandoned."""
+class EnvThread:
+    """One environment on a daemon thread of its own, so that a call that hangs can be abandoned."""
+
+    hung = False
+    alive = True
 
     def __init__(self, factory: Callable[[], gym.Env[str, str]]):
         """Start the thread; the environment is made in it on the first call."""
         self._factory = factory
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any], str] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...], Settle] | None] = queue.SimpleQueue()
         self._env: gym.Env[str, str] | None = None
         self._thread = threading.Thread(target=self._serve, daemon=True, name="agentgym-env")
         self._thread.start()
 
+    def submit(self, method: str, arguments: tuple[Any, ...], settle: Settle) -> None:
+        """Queue a call of `make`, `reset` or `step`; ``settle`` gets its result or error, on the thread."""
+        self._calls.put((method, arguments, settle))
+
+    def close(self) -> None:
+        """Let the thread close the environment once it is done with what it is doing."""
+        self._calls.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait until the environment is closed; False if it still hangs."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            function, future, what = call
+            method, arguments, settle = call
             result: Any = None
             error: Exception | None = None
             try:
-                result = function()
+                result = getattr(self, f"_{method}")(*arguments)
             except AgentGymError as caught:
                 error = caught
             except BaseException as caught:  # SystemExit, CancelledError or StopIteration would upset the event loop
-                error = EnvError(f"{what} raised {type(caught).__name__}: {caught}")
+                error = EnvError(f"{method} raised {type(caught).__name__}: {caught}")
                 error.__cause__ = caught
-            try:
-                future.get_loop().call_soon_threadsafe(_settle, future, result, error)
-            except RuntimeError:
-                break  # the event loop is gone: nobody waits any more
+            settle(result, error)
         if self._env is not None:
             try:
                 self._env.close()
             except BaseException as caught:
                 _log.warning("closing the environment raised %s: %s", type(caught).__name__, caught)
 
-    async def _call(self, function: Callable[[], Any], timeout: float, what: str) -> Any:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls.put((function, future, what))
-        try:
-            return await asyncio.wait_for(future, timeout)
-        except TimeoutError as error:
-            raise StepTimeout(f"{what} took longer than {timeout:g} s") from error
+    def _make(self) -> gym.Env[str, str]:
+        if self._env is None:
+            self._env = self._factory()
+        return self._env
+
+    def _check(self) -> None:
+        self._make()
+
+    def _reset(self, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+        env = self._make()
+        observation, info = env.reset(seed=seed, options=dict(options))
+        return _text(observation), dict(info), _text(instructions_of(env))
+
+    def _step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        assert self._env is not None
+        observation, reward, terminated, truncated, info = self._env.step(action)
+        if not math.isfinite(reward):
+            raise EnvError(f"the reward is {reward}")
+        return _text(observation), float(reward), bool(terminated), bool(truncated), dict(info)
+
+
+class EnvSeat:
+    """One environment in another process, with the face of an `EnvThread`."""
+
+    def __init__(self, process: EnvProcess, number: int):
+        """Take a place in a process."""
+        self._process, self._number, self.hung = process, number, False
+        process.live += 1
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process can be used."""
+        return not self._process.retired
+
+    def submit(self, method: str, arguments: tuple[Any, ...], settle: Settle) -> None:
+        """Send a call; ``settle`` gets its result or error, on another thread."""
+        self._process.call(self._number, method, arguments, settle)
+
+    def close(self) -> None:
+        """Close the environment. One that hangs keeps others out of its process, which ends with the last of them."""
+        self._process.live -= 1
+        if self.hung:
+            self._process.retired = True
+        if self._process.retired and not self._process.live:
+            self._process.kill()
+        else:
+            self._process.release(self._number)
+
+    def join(self, timeout: float) -> bool:
+        """The pool waits for the process instead."""
+        return True
+
+
+class EnvWorker:
+    """An environment as an episode drives it: awaited calls, each with a deadline."""
+
+    def __init__(self, seat: EnvThread | EnvSeat):
+        """Drive the environment of a thread or of another process."""
+        self.seat = seat
 
     async def reset(self, seed: int, options: dict[str, Any], timeout: float) -> tuple[str, dict[str, Any], str]:
         """Reset, making the environment first if need be.
@@ -116,14 +185,7 @@ class EnvWorker:
         Raises:
             EnvError: If it failed or took longer than ``timeout`` seconds.
         """
-
-        def call() -> tuple[str, dict[str, Any], str]:
-            if self._env is None:
-                self._env = self._factory()
-            observation, info = self._env.reset(seed=seed, options=dict(options))
-            return _text(observation), dict(info), _text(instructions_of(self._env))
-
-        result: tuple[str, dict[str, Any], str] = await self._call(call, timeout, "reset")
+        result: tuple[str, dict[str, Any], str] = await self._call("reset", (seed, options), timeout)
         return result
 
     async def step(self, action: str, timeout: float) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -132,25 +194,23 @@ class EnvWorker:
         Raises:
             EnvError: If it failed or took longer than ``timeout`` seconds.
         """
-
-        def call() -> tuple[str, float, bool, bool, dict[str, Any]]:
-            assert self._env is not None
-            observation, reward, terminated, truncated, info = self._env.step(action)
-            if not math.isfinite(reward):
-                raise EnvError(f"the reward is {reward}")
-            return _text(observation), float(reward), bool(terminated), bool(truncated), dict(info)
-
-        result: tuple[str, float, bool, bool, dict[str, Any]] = await self._call(call, timeout, "step")
+        result: tuple[str, float, bool, bool, dict[str, Any]] = await self._call("step", (action,), timeout)
         return result
 
-    def close(self) -> None:
-        """Let the thread close the environment once it is done with what it is doing."""
-        self._calls.put(None)
+    async def _call(self, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
 
-    def join(self, timeout: float) -> bool:
-        """Wait until the environment is closed; False if it still hangs."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        def settle(result: Any, error: Exception | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the event loop is gone: nobody waits any more
+                loop.call_soon_threadsafe(_settle, future, result, error)
+
+        self.seat.submit(method, arguments, settle)
+        try:
+            return await asyncio.wait_for(future, timeout)
+        except TimeoutError as error:
+            self.seat.hung = True
+            raise StepTimeout(f"{method} took longer than {timeout:g} s") from error
 
 
 def _text(observation: Any) -> str:
@@ -172,20 +232,60 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
 class EnvPool:
     """Environments of one id and one set of arguments, handed out to one episode at a time."""
 
-    def __init__(self, env_id: str, kwargs: dict[str, Any] | None = None):
+    def __init__(self, env_id: str, kwargs: dict[str, Any] | None = None, processes: int = 0):
         """Check the id; nothing is made yet.
+
+        Args:
+            env_id: Gymnasium id, or ``module:id``.
+            kwargs: Arguments of ``gym.make``.
+            processes: Processes over which the environments are spread; 0 keeps them on threads of this one.
 
         Raises:
             ConfigError: If there is no such id.
         """
         self.env_id, self.kwargs = env_id, dict(kwargs or {})
         check_id(env_id)
+        self._most = processes
+        self._processes: list[EnvProcess] = []
+        self._numbers = itertools.count()
         self._idle: list[EnvWorker] = []
         self._closing: list[EnvWorker] = []
 
+    def check(self, timeout: float = 120.0) -> None:
+        """Make one environment, where episodes will be played.
+
+        Raises:
+            ConfigError: For wrong arguments.
+            MissingDependency: If its engine is not installed.
+            EnvError: If it cannot be made for another reason.
+        """
+        worker = self.take()
+        made: Future[None] = Future()
+        worker.seat.submit("check", (), lambda _, error: made.set_exception(error) if error else made.set_result(None))
+        try:
+            made.result(timeout)
+        except TimeoutError as error:
+            self.discard(worker)
+            raise EnvError(f"{self.env_id} was not made within {timeout:g} s") from error
+        except AgentGymError:
+            self.discard(worker)
+            raise
+        self.give_back(worker)
+
     def take(self) -> EnvWorker:
         """Hand out an idle environment or a fresh one."""
-        return self._idle.pop() if self._idle else EnvWorker(lambda: make_env(self.env_id, self.kwargs))
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.seat.alive:
+                return worker
+            worker.seat.close()
+        if not self._most:
+            return EnvWorker(EnvThread(lambda: make_env(self.env_id, self.kwargs)))
+        good = [p for p in self._processes if not p.retired]
+        if len(good) < self._most:
+            good.append(EnvProcess(self.env_id, self.kwargs))
+            self._processes.append(good[-1])
+        return EnvWorker(EnvSeat(min(good, key=lambda p: p.live), next(self._numbers)))
 
     def give_back(self, worker: EnvWorker) -> None:
         """Take back an environment that works."""
@@ -193,17 +293,24 @@ class EnvPool:
 
     def discard(self, worker: EnvWorker) -> None:
         """Take back an environment that failed: it is closed, never handed out again."""
-        worker.close()
-        self._closing = [old for old in self._closing if not old.join(0)] + [worker]
+        worker.seat.close()
+        self._closing = [old for old in self._closing if not old.seat.join(0)] + [worker]
+        self._processes = [p for p in self._processes if not (p.retired and p.join(0))]
 
     def close(self, timeout: float = 10.0) -> None:
-        """Close all environments; those that still hang after ``timeout`` seconds die with the process."""
+        """Close all environments; threads that still hang after ``timeout`` seconds die with the process."""
         deadline = time.monotonic() + timeout
         for worker in self._idle:
-            worker.close()
+            worker.seat.close()
+        for process in self._processes:
+            process.close()
         for worker in [*self._idle, *self._closing]:
-            worker.join(max(0.0, deadline - time.monotonic()))
-        self._idle, self._closing = [], []
+            worker.seat.join(max(0.0, deadline - time.monotonic()))
+        for process in self._processes:
+            if not process.join(max(0.0, deadline - time.monotonic())):
+                process.kill()
+                process.join(5.0)
+        self._idle, self._closing, self._processes = [], [], []
 
     def __enter__(self) -> EnvPool:
         return self
@@ -219,14 +326,23 @@ class EnvConfig:
     Attributes:
         id: Gymnasium id, or ``module:id`` to import the module that registers it.
         kwargs: Arguments of ``gym.make``.
-        options: Options of ``env.reset`` in training.
-        eval_options: Options of ``env.reset`` in evaluation.
+        options: Options of ``env.reset`` in training, beside ``{"split": "train"}``.
+        eval_options: Options of ``env.reset`` in evaluation, beside ``{"split": "test"}``.
+        processes: Processes that hold the environments, so that one that dies or hangs for ever harms no other run
+            of this process; 0 keeps them on threads.
     """
 
     id: str = "agentgym/TextWorldExpress-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=lambda: {"split": "train"})
-    eval_options: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
+    options: dict[str, Any] = field(default_factory=dict)
+    eval_options: dict[str, Any] = field(default_factory=dict)
+    processes: int = 0
+
+    def __post_init__(self) -> None:
+        self.options = {"split": "train", **self.options}
+        self.eval_options = {"split": "test", **self.eval_options}
+        if self.processes < 0:
+            raise ConfigError(f"env.processes is {self.processes}: it must be 0 (threads) or more")
 
     def pool(self) -> EnvPool:
         """Check that the environment can be made, and return a pool of it.
@@ -235,5 +351,10 @@ class EnvConfig:
             ConfigError: For an unknown id or wrong arguments.
             MissingDependency: If its engine is not installed.
         """
-        make_env(self.id, self.kwargs).close()
-        return EnvPool(self.id, self.kwargs)
+        pool = EnvPool(self.id, self.kwargs, self.processes)
+        try:
+            pool.check()
+        except BaseException:
+            pool.close()
+            raise
+        return pool

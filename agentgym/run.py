@@ -39,7 +39,9 @@ _MAY_CHANGE = (
     "show_every",
     "eval.every",
     "eval.episodes",
+    "env.processes",
     "optim.lr",
+    "rollout.context_limit",
     *(f"rollout.{k}" for k in HARMLESS),
 )
 

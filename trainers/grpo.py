@@ -169,6 +169,7 @@ class Config:
             raise ConfigError(f"group_size is {self.group_size}: a group needs 2 members to compare")
         if self.minibatches > self.groups:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
+        self.optim.check_steps(self.steps * self.updates * self.minibatches)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
         if self.rollout.top_p < 1 or self.rollout.temperature == 0:

@@ -147,6 +147,7 @@ class Config:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.minibatches > self.episodes:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds episodes ({self.episodes})")
+        self.optim.check_steps(self.steps * self.updates * self.minibatches)
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
         if self.rollout.top_p < 1 or self.rollout.temperature == 0:

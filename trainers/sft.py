@@ -18,7 +18,6 @@ noisy demonstrator shows states that a perfect one never visits, and leaves rein
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,8 +86,8 @@ class Config:
             raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
         if not 0 <= self.noise <= 1:
             raise ConfigError(f"noise is {self.noise}: it must be between 0 and 1")
-        if not 0 <= self.text_weight < math.inf:
-            raise ConfigError(f"text_weight is {self.text_weight}: it must be 0 or more")
+        if not 0 <= self.text_weight < 1:
+            raise ConfigError(f"text_weight is {self.text_weight}: it must be at least 0 and below 1")
         if self.model.path == "tiny" and self.rollout.context_limit > TINY_POSITIONS:
             raise ConfigError(
                 f"rollout.context_limit is {self.rollout.context_limit}: the tiny model reads {TINY_POSITIONS} tokens"
@@ -146,9 +145,9 @@ def tokenise(demo: Trajectory, renderer: Renderer, cfg: RolloutConfig) -> Trajec
 
 
 def loss_fn(out: TokenOutput, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Weighted negative log-likelihood."""
-    loss = sft_loss(out.logp)
-    return (batch.weights * loss).sum(), {"sft/nll": loss, "policy/entropy": out.entropy}
+    """Weighted negative log-likelihood; the metrics are of the demonstrator's tokens."""
+    loss, written = sft_loss(out.logp), batch.advantages == 1.0
+    return (batch.weights * loss).sum(), {"sft/nll": loss[written], "policy/entropy": out.entropy[written]}
 
 
 def batches(demos: Sequence[Trajectory], cfg: Config) -> list[MicroBatch]:
@@ -193,6 +192,7 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
         run.rewind(step)
         per_epoch = -(-len(data) // cfg.batch_size)
         total = per_epoch * cfg.epochs
+        cfg.optim.check_steps(total)
 
         def save() -> None:
             state = {**learner.state(), "step": step}

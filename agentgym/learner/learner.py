@@ -29,6 +29,8 @@ class OptimConfig:
         grad_clip: Largest gradient norm.
         token_budget: Most tokens of a micro-batch; more of them need more memory and save little time.
         share_prefixes: Compute prompts that rows share only once.
+        autocast: Compute the update in bfloat16 while the parameters stay in float32: faster, but the recomputed
+            log-probabilities then differ from those at sampling by a few hundredths.
     """
 
     lr: float = 1e-4
@@ -39,6 +41,7 @@ class OptimConfig:
     grad_clip: float = 1.0
     token_budget: int = 8192
     share_prefixes: bool = True
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "grad_clip", "token_budget"):
@@ -49,8 +52,21 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be 0 or more")
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ConfigError(f"optim.decay_steps ({self.decay_steps}) must be above its warmup_steps")
+        self.betas = tuple(self.betas)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"optim.betas is {self.betas}: it must be two numbers in [0, 1)")
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a decay that ends before the run does.
+
+        Raises:
+            ConfigError: If the learning rate would be 0 for the rest of ``steps`` optimizer steps.
+        """
+        if 0 < self.decay_steps < steps:
+            raise ConfigError(
+                f"optim.decay_steps is {self.decay_steps}, but the run takes {steps} optimizer steps: the rate "
+                "would be 0 for the rest; raise it, or use 0 for no decay"
+            )
 
 
 class Learner:
@@ -72,10 +88,19 @@ class Learner:
             config: Settings of AdamW.
             head: A module that the loss uses beside the model. Its gradient is clipped on its own.
             head_lr: Learning rate of the head, with the same warm-up and decay; that of the model by default.
+
+        Raises:
+            ConfigError: If parameters of half precision would be trained: small updates would round to nothing.
         """
         self.model, self.config, self.head = model, config, head
         self.device = next(model.parameters()).device
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "peak": config.lr}]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if any(p.dtype in (torch.bfloat16, torch.float16) for p in trained):
+            raise ConfigError(
+                "model.dtype is of half precision, where small updates round to nothing: train with float32 "
+                "(optim.autocast=true computes in bfloat16), or with adapters (model.lora.rank)"
+            )
+        groups: list[dict[str, Any]] = [{"params": trained, "peak": config.lr}]
         if head is not None:
             groups.append({"params": list(head.parameters()), "peak": head_lr or config.lr})
         self.optimizer = torch.optim.AdamW(
@@ -89,7 +114,8 @@ class Learner:
         Args:
             batches: Their ``weights`` are normalised over all of them.
             loss_fn: From model output and micro-batch to a loss (the sum of weighted token losses, so that the
-                losses of micro-batches add up) and per-token metrics ``[N]``, averaged over all tokens.
+                losses of micro-batches add up) and metrics, each of one number a token (of all, or of some),
+                averaged over those tokens of all micro-batches.
             temperature: Temperature the tokens were sampled at.
 
         Raises:
@@ -97,16 +123,19 @@ class Learner:
         """
         self.model.eval()  # with dropout the trained policy would not be the one that sampled
         self.optimizer.zero_grad(set_to_none=True)  # what an interrupted step may have left
-        total, tokens = 0.0, 0
+        total = 0.0
         sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
         for micro in batches:
             batch = micro.to(self.device)
-            loss, metrics = loss_fn(token_logprobs(self.model, batch, temperature), batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.autocast):
+                out = token_logprobs(self.model, batch, temperature)
+            loss, metrics = loss_fn(out, batch)
             loss.backward()
             total += float(loss.detach())
-            tokens += len(batch.targets)
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach().sum())
+                counts[name] = counts.get(name, 0) + len(value)
         groups = self.optimizer.param_groups
         norms = [float(torch.nn.utils.clip_grad_norm_(g["params"], self.config.grad_clip)) for g in groups]
         if not all(math.isfinite(norm) for norm in norms):
@@ -121,7 +150,7 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        means = {name: value / max(1, tokens) for name, value in sums.items()}
+        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
         return {"optim/loss": total, "optim/grad_norm": norms[0], "optim/lr": groups[0]["lr"], **means}
 
     def schedule(self) -> float:

@@ -239,10 +239,10 @@ class HFPolicy:
         return singles, runs
 
     def _donor(self, session: HFSession, ids: list[int]) -> tuple[HFSession, int]:
-        """The session of the same group whose tokens (cached, or next in line) share most with ``ids``."""
+        """The session whose tokens (cached, or next in line) share most with ``ids``: of the same group, as a rule."""
         best, length = session, 0
         for other in sorted(self._sessions.values(), key=lambda s: s.key):
-            if other is session or other.group != session.group:
+            if other is session:
                 continue
             theirs = self.cache.tokens[other.slot]
             if other.job and not other.job.new and other.key < session.key:

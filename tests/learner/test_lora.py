@@ -19,6 +19,7 @@ from agentgym.config import overlay
 from agentgym.errors import ConfigError
 from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.learner.checkpoint import save_model
+from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.lora import LoraConfig
 from agentgym.learner.model import frozen_copy, load_model
 from agentgym.learner.setup import ModelConfig, open_model
@@ -31,7 +32,14 @@ COMMON = {
 }
 LORA = {"rank": 4, "alpha": 8.0}
 SFT = {"demonstrations": 16, "epochs": 2, "batch_size": 8, "optim": {"lr": 1e-2}}
-GRPO = {"steps": 3, "groups": 3, "group_size": 4, "save_every": 1, "optim": {"lr": 1e-2}, "algo": {"kl_coef": 0.01, "entropy_coef": 0.1}}
+GRPO = {
+    "steps": 3,
+    "groups": 3,
+    "group_size": 4,
+    "save_every": 1,
+    "optim": {"lr": 1e-2},
+    "algo": {"kl_coef": 0.01, "entropy_coef": 0.1},
+}
 IDS = torch.arange(20, 60)
 
 
@@ -239,3 +247,29 @@ def test_a_switched_attention_is_noticed(base):
     logits(model)
     with pytest.raises(ValueError, match="attention was switched"):
         logits(other)
+
+
+def test_weights_of_half_precision_are_not_trained_but_adapters_on_them_are(base):
+    config = ModelConfig(path=str(base), dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"model\.dtype is of half precision"):
+        Learner(open_model(config, 0, None)[0], OptimConfig())
+    config.lora = LoraConfig(**LORA)
+    Learner(open_model(config, 0, None)[0], OptimConfig())
+
+
+def test_autocast_computes_nearly_the_same_update_in_bfloat16(base, tuned):
+    data = store.read(tuned.parent / "trajectories" / "demonstrations.jsonl")
+    cfg = settings(sft, base, {})
+    found, kinds = [], set()
+    for autocast in (False, True):
+        model = load_model(str(base))[0]
+        layer = model.model.layers[1].mlp.up_proj
+        layer.register_forward_hook(lambda m, i, out: kinds.add(out.dtype))
+        learner = Learner(model, OptimConfig(autocast=autocast))
+        found.append(learner.step(sft.batches(data, cfg), sft.loss_fn))
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert kinds == {torch.float32, torch.bfloat16}
+    exact, fast = found
+    assert exact["sft/nll"] != fast["sft/nll"]
+    assert fast["sft/nll"] == pytest.approx(exact["sft/nll"], rel=0.01)
+    assert fast["optim/grad_norm"] == pytest.approx(exact["optim/grad_norm"], rel=0.05)

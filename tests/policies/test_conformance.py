@@ -419,11 +419,19 @@ def test_what_a_turn_computed_is_not_computed_again(make):
     assert policy.stats["reused"] == sum(t.start for t in trajectory.turns) - new
 
 
-def test_groups_that_start_alike_stay_apart(make):
+def test_groups_that_start_alike_compute_what_they_share_once(make):
     policy = make()
     trajectories = play(policy, Plan(turns=1, tasks=[(0, 0), (2, 0), (4, 0)]))
-    assert policy.stats["reused"] == 0
-    assert policy.stats["prefilled"] == sum(t.turns[0].start for t in trajectories)
+    prompts = [t.segments[0].ids[: t.turns[0].start] for t in trajectories]
+    first, *others = prompts
+    shared = [next((i for i, (x, y) in enumerate(zip(first, p, strict=False)) if x != y), len(first)) for p in others]
+    assert min(shared) >= 16
+    assert policy.stats["reused"] >= sum(min(n, len(p) - 1) for n, p in zip(shared, others, strict=True))
+    assert policy.stats["prefilled"] == sum(len(p) for p in prompts) - policy.stats["reused"]
+    plain = make(reuse=False)
+    for a, b in zip(trajectories, play(plain, Plan(turns=1, tasks=[(0, 0), (2, 0), (4, 0)])), strict=True):
+        assert a.segments[0].ids == b.segments[0].ids
+        assert a.segments[0].logps == pytest.approx(b.segments[0].logps, abs=1e-5)
 
 
 def test_a_donor_that_waits_itself_gives_nothing_stale(make):
