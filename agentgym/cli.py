@@ -240,7 +240,15 @@ def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> A
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", title_style="", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        pad_edge=False,
+    )
     for name in names:
         first = name == "policy"
         table.add_column(
