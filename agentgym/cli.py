@@ -247,7 +247,6 @@ def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> A
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        pad_edge=False,
     )
     for name in names:
         first = name == "policy"
