@@ -219,7 +219,7 @@ def _print_evaluations(results: list[dict[str, Any]]) -> None:
         for r in results
     ]
     names = ["policy", "n", "failed", "success %", "return", "turns", "tokens"]
-    tables = [_table("means over n episodes, with 95 % intervals", names, rows)]
+    tables = [("means over n episodes, with 95 % intervals", _table(names, rows))]
     if len(results) > 1:
         rows = [
             [r["policy"], v["episodes"], v["dropped"], _percent(v["success"], "+"), _interval(v["return"], "+")]
@@ -227,27 +227,21 @@ def _print_evaluations(results: list[dict[str, Any]]) -> None:
             for v in [r["versus"]]
         ]
         title = f"difference from {results[0]['policy']} over the same episodes, with paired 95 % intervals"
-        tables.append(_table(title, ["policy", "n", "dropped", "success, points", "return"], rows))
-    for table in tables:
+        tables.append((title, _table(["policy", "n", "dropped", "success, points", "return"], rows)))
+    for title, table in tables:
         screen = Console(highlight=False)
+        print(title)
         if not screen.is_terminal:
             screen.width = Console(width=10_000).measure(table).maximum
         screen.print(table)
 
 
-def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in names:
         first = name == "policy"
         table.add_column(

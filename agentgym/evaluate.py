@@ -284,7 +284,7 @@ def evaluate(
     chosen = {"split": "test"} if options is None else options
     done: dict[str, Trajectory] = {}
     if log is not None:
-        _check_same(log, {**_identity(pool, policy, config, seed, chosen), "model": fingerprint})
+        _check_same(log, {**_identity(pool, policy, config, seed, chosen), "model_sha256": fingerprint})
         if log.exists():
             done = {t.group: t for t in store.read(log) if _counts(t)}
 
@@ -328,7 +328,7 @@ def _check_same(log: Path, identity: dict[str, Any]) -> None:
                 if old.get(key, "") == value:
                     continue
                 found = f"{key}: {old.get(key)!r}, not {value!r}"
-                if key == "model":
+                if key == "model_sha256":
                     found = "other weights: the files of the model are not what they were"
                 raise ConfigError(f"{log} holds another evaluation, with {found}: use another --out")
             return
