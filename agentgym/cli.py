@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from agentgym import __version__
 from agentgym.errors import AgentGymError, ConfigError, missing
+from agentgym.types import Trajectory
 
 ALGORITHMS = ("sft", "grpo", "ppo")
 
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="P",
-        help="expert, random, canned:A;B or hf:FOLDER; repeat to compare",
+        help="expert, random, canned:A;B, hf:FOLDER or openai:MODEL@URL; repeat to compare with the first one",
     )
     evaluate.add_argument("--episodes", type=int, default=100, metavar="N", help="default: 100")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="chooses the episodes (default: 0)")
@@ -157,18 +158,15 @@ def _train(args: argparse.Namespace) -> None:
         raise ConfigError("--out DIR is missing: where shall the run go?")
     results = trainer.main(cfg, args.out, args.resume)
     for name, result in results.items():
-        low, high = result.success.ci95
-        print(
-            f"{name:>7}: success {result.success.mean:6.1%}  [{low:.1%}, {high:.1%}]  return {result.returns.mean:.3f}"
-        )
+        print(f"{name:>7}: success % {_percent(result.success.to_dict())}  return {result.returns.mean:.3f}")
     print(f"model:  {args.out}/final\nreport: {args.out}/report.html")
 
 
 def _eval(args: argparse.Namespace) -> None:
     from agentgym import config
     from agentgym.env_worker import EnvPool, make_env
-    from agentgym.evaluate import EvalSettings, evaluate
-    from agentgym.policies.specs import make_policy
+    from agentgym.evaluate import EvalSettings, compare, evaluate
+    from agentgym.policies.specs import fingerprint, make_policy
     from agentgym.run import progress
 
     for name, least in (("episodes", 1), ("seed", 0), ("threads", 0)):
@@ -181,7 +179,8 @@ def _eval(args: argparse.Namespace) -> None:
     chosen = config.build(EvalSettings, values)
     make_env(chosen.env.id, chosen.env.kwargs).close()
     policies = [make_policy(spec, args.threads) for spec in args.policy]
-    results = []
+    results: list[dict[str, Any]] = []
+    baseline: list[Trajectory] = []
     with EnvPool(chosen.env.id, chosen.env.kwargs) as pool, progress(disable=args.json) as bar:
         for spec, policy in zip(args.policy, policies, strict=True):
             policy.name = spec
@@ -196,18 +195,77 @@ def _eval(args: argparse.Namespace) -> None:
                 chosen.env.eval_options,
                 log,
                 on_episode=functools.partial(_advance, bar, job),
+                fingerprint=fingerprint(spec) if log else "",
             )
             bar.update(job, completed=len(played))
             results.append(result.to_dict())
+            if baseline:
+                results[-1]["versus"] = compare(args.policy[0], baseline, played).to_dict()
+            else:
+                baseline = played
     if args.json:
         print(json.dumps(results[0] if len(results) == 1 else results))
         return
-    for r in results:
-        cells = (
-            f"{k} {r[k]['mean']:.3f} [{r[k]['ci95'][0]:.3f}, {r[k]['ci95'][1]:.3f}]"
-            for k in ("success", "return", "turns", "tokens")
+    _print_evaluations(results)
+
+
+def _print_evaluations(results: list[dict[str, Any]]) -> None:
+    """Print the results, and how they differ from the first one, as tables."""
+    from rich.console import Console
+
+    rows = [
+        [r["policy"], r["episodes"], r["failed"], _percent(r["success"]), _interval(r["return"])]
+        + ["n/a" if r[k] is None else f"{r[k]['mean']:.1f}" for k in ("turns", "tokens")]
+        for r in results
+    ]
+    names = ["policy", "n", "failed", "success %", "return", "turns", "tokens"]
+    tables = [("means over n episodes, with 95 % intervals", _table(names, rows))]
+    if len(results) > 1:
+        rows = [
+            [r["policy"], v["episodes"], v["dropped"], _percent(v["success"], "+"), _interval(v["return"], "+")]
+            for r in results[1:]
+            for v in [r["versus"]]
+        ]
+        title = f"difference from {results[0]['policy']} over the same episodes, with paired 95 % intervals"
+        tables.append((title, _table(["policy", "n", "dropped", "success, points", "return"], rows)))
+    for title, table in tables:
+        screen = Console(highlight=False)
+        print(title)
+        if not screen.is_terminal:
+            screen.width = Console(width=10_000).measure(table).maximum
+        screen.print(table)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in names:
+        first = name == "policy"
+        table.add_column(
+            name,
+            justify="left" if first else "right",
+            overflow="fold",
+            no_wrap=not first,
+            min_width=9 if first else None,
         )
-        print(f"{r['policy']}: {r['episodes']} episodes, {r['failed']} failed;  " + "  ".join(cells))
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def _interval(estimate: dict[str, Any] | None, sign: str = "", scale: int = 1, digits: int = 2) -> str:
+    """A mean with its interval, n/a where there is none."""
+    if estimate is None:
+        return "n/a"
+    mean, low, high = (f"{scale * x:{sign}.{digits}f}" for x in (estimate["mean"], *estimate["ci95"]))
+    return f"{mean} [{low}, {high}]"
+
+
+def _percent(estimate: dict[str, Any] | None, sign: str = "") -> str:
+    return _interval(estimate, sign, 100, 1)
 
 
 def _advance(bar: Any, job: Any, _: Any) -> None:

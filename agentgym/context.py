@@ -8,7 +8,7 @@ given. The renderer turns whatever comes out into an extension of the row or a f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,8 +59,12 @@ class Window:
 class Workspace:
     """Rebuilt every round: the task, the report the policy wrote last, the latest observation.
 
-    The report is the text between ``<report>`` and ``</report>`` of the last assistant message that has one.
+    The report is the text between ``<report>`` and ``</report>`` of the last assistant message that has one. It moves
+    from the policy's own message into a user message, where its special tokens would be read as such: ``escape``
+    breaks them up (``Renderer.escape``).
     """
+
+    escape: Callable[[str], str]
 
     def view(self, messages: Sequence[Message]) -> list[Message]:
         """Return the system message and one user message."""
@@ -74,14 +78,18 @@ class Workspace:
                 else []
             )
             if found:
-                report = found[-1].strip()
+                report = self.escape(found[-1].strip())
                 break
         parts = [messages[1]["content"], f"Report so far:\n{report or '(none)'}", messages[-1]["content"]]
         return [messages[0], Message(role="user", content="\n\n".join(parts))]
 
 
-def make_context(name: str) -> Context:
+def make_context(name: str, escape: Callable[[str], str]) -> Context:
     """Return the context written as ``append``, ``window:K`` or ``workspace``.
+
+    Args:
+        name: Which.
+        escape: Breaks up the special tokens of the policy's tokenizer (``Renderer.escape``).
 
     Raises:
         ConfigError: If it is none of these.
@@ -89,7 +97,7 @@ def make_context(name: str) -> Context:
     if name == "append":
         return Append()
     if name == "workspace":
-        return Workspace()
+        return Workspace(escape)
     if match := re.fullmatch(r"window:(\d{1,9})", name):
         return Window(int(match[1]))
     raise ConfigError(f"unknown context {name!r}: use append, window:K (K turns) or workspace")

@@ -1,10 +1,11 @@
-"""Evaluation over fixed held-out seeds, with intervals; it can be killed and resumed."""
+"""Evaluation over fixed held-out seeds, with intervals, and paired comparison; it can be killed and resumed."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +35,22 @@ class EvalSettings:
 
 @dataclass
 class Estimate:
-    """A mean and its 95 % interval."""
+    """A mean and its 95 % interval; NaN where there is nothing to estimate."""
 
     mean: float
     ci95: tuple[float, float]
+
+    def to_dict(self) -> dict[str, Any] | None:
+        """As JSON values, None where there is nothing to estimate."""
+        return None if math.isnan(self.mean) else {"mean": self.mean, "ci95": list(self.ci95)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any] | None) -> Estimate:
+        """Rebuild from `to_dict`."""
+        return NOTHING if data is None else cls(data["mean"], tuple(data["ci95"]))
+
+
+NOTHING = Estimate(math.nan, (math.nan, math.nan))
 
 
 @dataclass
@@ -50,10 +63,10 @@ class Evaluation:
         seed: Seed of the evaluation.
         episodes: Episodes that count.
         failed: Episodes that failed for reasons outside the policy; they count nowhere.
-        success: Share of successful episodes (Wilson interval).
+        success: Share of successful episodes (Wilson interval); nothing if the environment has no notion of success.
         returns: Episode return (normal interval), written as ``return``.
         turns: Turns an episode.
-        tokens: Sampled tokens an episode.
+        tokens: Sampled tokens an episode, as the model or its endpoint counts them; nothing for a policy without.
     """
 
     env: str
@@ -70,8 +83,7 @@ class Evaluation:
         """As JSON values."""
         out: dict[str, Any] = {k: getattr(self, k) for k in ("env", "policy", "seed", "episodes", "failed")}
         for name, key in _ESTIMATES.items():
-            estimate: Estimate = getattr(self, key)
-            out[name] = {"mean": estimate.mean, "ci95": list(estimate.ci95)}
+            out[name] = getattr(self, key).to_dict()
         return out
 
     def metrics(self) -> dict[str, float]:
@@ -90,14 +102,14 @@ class Evaluation:
         """Rebuild from `to_dict`."""
         found = {k: data[k] for k in ("env", "policy", "seed", "episodes", "failed")}
         for name, key in _ESTIMATES.items():
-            found[key] = Estimate(data[name]["mean"], tuple(data[name]["ci95"]))
+            found[key] = Estimate.from_dict(data[name])
         return cls(**found)
 
 
 def wilson(successes: float, n: int) -> Estimate:
     """Share of successes with its Wilson score interval (Wilson 1927)."""
     if n == 0:
-        return Estimate(math.nan, (math.nan, math.nan))
+        return NOTHING
     p = successes / n
     scale = 1 + _Z**2 / n
     centre = (p + _Z**2 / (2 * n)) / scale
@@ -109,26 +121,125 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     """Mean with the normal interval from the standard error."""
     n = len(values)
     if n == 0:
-        return Estimate(math.nan, (math.nan, math.nan))
+        return NOTHING
     mean = sum(values) / n
     half = _Z * math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)
     return Estimate(mean, (mean - half, mean + half))
 
 
+def sampled_tokens(trajectory: Trajectory) -> int | None:
+    """Tokens that the model sampled, as it or its endpoint counts them; None if they are not known.
+
+    A policy that writes text (scripted, or behind an endpoint) is stored in bytes, which are no tokens of a model.
+    """
+    counted = trajectory.info.get("completion_tokens")
+    if isinstance(counted, int):
+        return counted
+    versions = (v for segment in trajectory.segments for v in segment.versions)
+    return trajectory.action_tokens if any(v >= 0 for v in versions) else None
+
+
 def summarise(policy: str, seed: int, trajectories: Sequence[Trajectory]) -> Evaluation:
     """Summarise the episodes of an evaluation."""
-    good = [t for t in trajectories if t.status and not t.status.failed]
+    good = [t for t in trajectories if _counts(t)]
+    tokens = [n for n in map(sampled_tokens, good) if n is not None]
     return Evaluation(
         env=trajectories[0].env_id if trajectories else "",
         policy=policy,
         seed=seed,
         episodes=len(good),
         failed=len(trajectories) - len(good),
-        success=wilson(sum(bool(t.success) for t in good), len(good)),
+        success=wilson(sum(bool(t.success) for t in good), len(good)) if _knows_success(good) else NOTHING,
         returns=mean_interval([t.episode_return for t in good]),
         turns=mean_interval([len(t.turns) for t in good]),
-        tokens=mean_interval([t.action_tokens for t in good]),
+        tokens=mean_interval(tokens if len(tokens) == len(good) else []),
     )
+
+
+def _counts(trajectory: Trajectory) -> bool:
+    return trajectory.status is not None and not trajectory.status.failed
+
+
+def _knows_success(trajectories: Sequence[Trajectory]) -> bool:
+    return any(t.success is not None for t in trajectories)
+
+
+@dataclass
+class Comparison:
+    """A policy against another one on the same episodes.
+
+    Attributes:
+        baseline: Name of the other policy.
+        episodes: Episodes that count for both.
+        dropped: Episodes that failed for one of them at least, for reasons outside the policy.
+        success: Difference of the shares of success (`paired_difference`).
+        returns: Mean difference of the returns (normal interval of the differences), written as ``return``.
+    """
+
+    baseline: str
+    episodes: int
+    dropped: int
+    success: Estimate
+    returns: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        counts = {k: getattr(self, k) for k in ("baseline", "episodes", "dropped")}
+        return {**counts, "success": self.success.to_dict(), "return": self.returns.to_dict()}
+
+
+def compare(baseline: str, theirs: Sequence[Trajectory], ours: Sequence[Trajectory]) -> Comparison:
+    """Compare two policies on the episodes that both played.
+
+    Args:
+        baseline: Name of the policy to compare with.
+        theirs: Its episodes.
+        ours: The episodes of the other policy.
+    """
+    others = {(t.group, t.env_seed): t for t in theirs}
+    met = [(t, others[t.group, t.env_seed]) for t in ours if (t.group, t.env_seed) in others]
+    pairs = [(a, b) for a, b in met if _counts(a) and _counts(b)]
+    success = NOTHING
+    if _knows_success([a for a, _ in pairs]) and _knows_success([b for _, b in pairs]):
+        won = Counter((bool(a.success), bool(b.success)) for a, b in pairs)
+        success = paired_difference(won[True, True], won[True, False], won[False, True], won[False, False])
+    differences = [a.episode_return - b.episode_return for a, b in pairs]
+    return Comparison(baseline, len(pairs), len(met) - len(pairs), success, mean_interval(differences))
+
+
+def paired_difference(both: int, first: int, second: int, neither: int) -> Estimate:
+    """Difference of two shares over the same n episodes: square and add, with the correlation of the pairs.
+
+    Newcombe (1998), Improved confidence intervals for the difference between binomial proportions based on paired
+    data, Statistics in Medicine 17:2635, method 10: the Wilson limits l, u of both shares p and q give
+
+        p - q - sqrt((p - l_p)² - 2φ(p - l_p)(u_q - q) + (u_q - q)²)
+
+    as the lower limit, and the upper one in the same way.
+
+    Args:
+        both: Episodes that both policies won.
+        first: Episodes that only the first one won.
+        second: Episodes that only the second one won.
+        neither: Episodes that none won.
+    """
+    n = both + first + second + neither
+    p, q = wilson(both + first, n), wilson(both + second, n)
+    if n == 0:
+        return NOTHING
+    product = (both + first) * (second + neither) * (both + second) * (first + neither)
+    excess: float = both * neither - first * second
+    if excess > 0:
+        excess = max(excess - n / 2, 0.0)
+    phi = excess / math.sqrt(product) if product else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
+
+    difference = p.mean - q.mean
+    low = difference - reach(p.mean - p.ci95[0], q.ci95[1] - q.mean)
+    high = difference + reach(p.ci95[1] - p.mean, q.mean - q.ci95[0])
+    return Estimate(difference, (low, high))
 
 
 def eval_tasks(seed: int, episodes: int) -> list[Task]:
@@ -147,6 +258,7 @@ def evaluate(
     options: dict[str, Any] | None = None,
     log: Path | None = None,
     on_episode: Callable[[Trajectory], None] | None = None,
+    fingerprint: str = "",
 ) -> tuple[Evaluation, list[Trajectory]]:
     """Play the fixed episodes of a seed.
 
@@ -160,6 +272,7 @@ def evaluate(
         log: JSONL file that receives every episode at once; those in it already are not played again, unless they
             failed. The settings are kept beside it, in a file with the suffix ``.json``.
         on_episode: Called with every episode.
+        fingerprint: What else makes the policy the same when ``log`` is gone on with (`policies.specs.fingerprint`).
 
     Returns:
         The summary and the trajectories in the order of the episodes.
@@ -171,9 +284,9 @@ def evaluate(
     chosen = {"split": "test"} if options is None else options
     done: dict[str, Trajectory] = {}
     if log is not None:
-        _check_same(log, _identity(pool, policy, config, seed, chosen))
+        _check_same(log, {**_identity(pool, policy, config, seed, chosen), "model_sha256": fingerprint})
         if log.exists():
-            done = {t.group: t for t in store.read(log) if t.status and not t.status.failed}
+            done = {t.group: t for t in store.read(log) if _counts(t)}
 
     def finished(trajectory: Trajectory) -> None:
         done[trajectory.group] = trajectory
@@ -212,9 +325,12 @@ def _check_same(log: Path, identity: dict[str, Any]) -> None:
         if log.exists() or settings.exists():
             old = json.loads(settings.read_text())
             for key, value in identity.items():
-                if old.get(key) != value:
-                    found = f"{key}: {old.get(key)!r}, not {value!r}"
-                    raise ConfigError(f"{log} holds another evaluation, with {found}: use another --out")
+                if old.get(key, "") == value:
+                    continue
+                found = f"{key}: {old.get(key)!r}, not {value!r}"
+                if key == "model_sha256":
+                    found = "other weights: the files of the model are not what they were"
+                raise ConfigError(f"{log} holds another evaluation, with {found}: use another --out")
             return
         with store.atomic_file(settings) as file:
             file.write(json.dumps(identity, indent=1).encode())

@@ -203,6 +203,7 @@ class Row:
         self.context_limit = context_limit
         self.segments: list[Segment] = []
         self._pieces: list[_Piece] = []
+        self._prompt, self._prompt_pieces = "", 0
 
     @property
     def segment(self) -> Segment:
@@ -224,9 +225,10 @@ class Row:
         """
         text = self.renderer.tokenizer.render(messages)
         matched, at = self._match(text)
-        if self.segments and matched == len(self._pieces):
-            return self._extend(text[at:])
-        return self._fork(text, matched, at, turn)
+        grows = self.segments and matched == len(self._pieces)
+        start = self._extend(text[at:]) if grows else self._fork(text, matched, at, turn)
+        self._prompt, self._prompt_pieces = text, len(self._pieces)
+        return start
 
     def sampled(self, ids: list[int], logps: list[float], version: int) -> tuple[int, int]:
         """Append what the policy sampled.
@@ -241,10 +243,15 @@ class Row:
         return start, len(self.segment)
 
     def _match(self, text: str) -> tuple[int, int]:
-        """Number of pieces that ``text`` begins with, and where the rest of it starts."""
-        at = 0
+        """Number of pieces that ``text`` begins with, and where the rest of it starts.
+
+        A text that begins with the last prompt begins with the pieces of that prompt: only later ones are looked at.
+        """
+        known = self._prompt_pieces if text.startswith(self._prompt) else 0
+        at = len(self._prompt) if known else 0
         close = self.renderer.close
-        for i, piece in enumerate(self._pieces):
+        for i in range(known, len(self._pieces)):
+            piece = self._pieces[i]
             if not piece.sampled:
                 if not text.startswith(piece.text, at):
                     return i, at

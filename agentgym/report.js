@@ -78,8 +78,18 @@ function load(i) {
   return detail;
 }
 
-const outcome = (i) => ({ true: "good", false: "bad" })[String(LIST.success[i])] ?? "none";
+const FAILED = new Set(["env_error", "sandbox_error", "engine_error", "timeout"]);
+const hasFailed = (i) => FAILED.has(LIST.status[i]);
+const outcome = (i) => {
+  if (hasFailed(i)) return "broken";
+  return { true: "good", false: "bad" }[String(LIST.success[i])] ?? "none";
+};
+const outcomeText = (i) => (hasFailed(i) ? "failed, counts nowhere" : `success: ${LIST.success[i] ?? "not defined"}`);
 const groupName = (i) => LIST.group[i] || "no group";
+/** Who played: the member of a group, or in an evaluation, where a group is an episode, the policy. */
+const memberName = (i) => (INDEX.policies ? fileName(LIST.file[i]) : String(LIST.member[i]));
+const fileName = (file) => (INDEX.policies ? INDEX.policies[file].policy : INDEX.files[file]);
+const count = (value) => (value === null ? "–" : value.toLocaleString("en"));
 
 /** Show a tooltip of label and value pairs beside the pointer. */
 function tip(event, pairs, title) {
@@ -144,10 +154,16 @@ function select(i, tab = state.tab) {
 
 // ---- the list: only the rows in sight exist ----
 
+function hasStatus(i, wanted) {
+  if (wanted === "failed") return hasFailed(i);
+  if (wanted === "parse_error") return LIST.parse_errors[i] > 0;
+  return wanted === "" || LIST.status[i] === wanted;
+}
+
 function matches(i, form) {
   return (
     (form.file.value === "" || LIST.file[i] === Number(form.file.value)) &&
-    (form.status.value === "" || LIST.status[i] === form.status.value) &&
+    hasStatus(i, form.status.value) &&
     (form.success.value === "" || String(LIST.success[i]) === form.success.value) &&
     (form.group.value === "" || LIST.group[i].includes(form.group.value))
   );
@@ -172,11 +188,11 @@ function row(i, at) {
   const node = el(
     "div",
     { className: `row${on ? " on" : ""}`, role: "option", ariaSelected: String(on) },
-    el("span", { className: `dot ${outcome(i)}`, title: `success: ${LIST.success[i] ?? "not defined"}` }),
-    el("span", { className: "who" }, groupName(i), el("i", {}, ` · ${LIST.member[i]}`)),
+    el("span", { className: `dot ${outcome(i)}`, title: outcomeText(i) }),
+    el("span", { className: "who" }, groupName(i), INDEX.policies ? null : el("i", {}, ` · ${LIST.member[i]}`)),
     el("span", { className: "return" }, num(LIST.return[i])),
-    el("span", { className: "where" }, INDEX.files[LIST.file[i]], status),
-    el("span", { className: "size" }, `${plural(LIST.turns[i], "turn")}, ${num(LIST.tokens[i])} tok`),
+    el("span", { className: "where" }, fileName(LIST.file[i]), status),
+    el("span", { className: "size" }, plural(LIST.turns[i], "turn"), LIST.tokens[i] === null ? null : `, ${num(LIST.tokens[i])} tok`),
   );
   node.style.top = `${at * ROW_HEIGHT}px`;
   node.dataset.i = i;
@@ -212,12 +228,24 @@ function moveBy(step) {
   reveal();
 }
 
+/** Show the trajectories of one status, the first of them opened. */
+function showStatus(status) {
+  const form = $("filters").elements;
+  for (const field of [form.file, form.success, form.group, form.sort]) field.value = "";
+  form.status.value = status;
+  applyFilters();
+  location.hash = `#t=${state.shown[0] ?? 0}&view=turns`;
+}
+
 function startList() {
   const form = $("filters").elements;
   const options = (select, any, pairs) =>
     select.append(el("option", { value: "" }, any), ...pairs.map(([value, name]) => el("option", { value }, name)));
-  options(form.file, "all files", INDEX.files.map((name, i) => [i, name]));
-  options(form.status, "any status", [...new Set(LIST.status)].sort().map((name) => [name, name]));
+  options(form.file, INDEX.policies ? "all policies" : "all files", INDEX.files.map((_, i) => [i, fileName(i)]));
+  const statuses = [...new Set(LIST.status)].sort().map((name) => [name, name]);
+  if (statuses.some(([name]) => FAILED.has(name))) statuses.push(["failed", "any failure"]);
+  if (LIST.parse_errors.some(Boolean)) statuses.push(["parse_error", "with a parse error"]);
+  options(form.status, "any status", statuses);
   const refilter = () => {
     applyFilters();
     drawRows();
@@ -245,6 +273,7 @@ function start() {
   $("amount").textContent = num(COUNT, 6);
   $("facts").append(...INDEX.facts.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value))));
   $("config").querySelector("pre").textContent = INDEX.config;
+  if (INDEX.policies) $("config").querySelector("summary").textContent = "Settings";
   startList();
   addEventListener("hashchange", readAddress);
   addEventListener("resize", () => state.view === "trajectories" && drawRows());

@@ -1,4 +1,4 @@
-"""One HTML page for a run: curves, before and after, and every stored trajectory down to its tokens.
+"""One HTML page for a run or an evaluation: curves, results, errors, and every stored trajectory down to its tokens.
 
 The page is one file that needs no network. Its data are JSON in inert script tags, one per trajectory, which
 the page parses only when that trajectory is opened. Text from environments and models is never read as HTML.
@@ -24,13 +24,14 @@ _SCRIPTS = ("report.js", "report_curves.js", "report_tokens.js", "report_traject
 
 
 def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
-    """Write ``report.html`` into a run folder, replacing an older one.
+    """Write ``report.html`` into a run folder or the folder of an evaluation, replacing an older one.
 
-    The folder holds ``metrics.jsonl``, ``config.yaml`` and ``trajectories/*.jsonl``; two files are optional:
-    ``evaluation.json`` (before and after) and ``tokens.json`` (the decoded piece of every token id).
+    A run folder holds ``metrics.jsonl``, ``config.yaml`` and ``trajectories/*.jsonl``; two files are optional:
+    ``evaluation.json`` (before and after) and ``tokens.json`` (the decoded piece of every token id). The folder of an
+    evaluation holds the ``POLICY.jsonl`` and ``POLICY.json`` that ``agentgym eval --out`` leaves.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The folder.
         limit: Most trajectories in the page; of larger runs each file gives an equal share, first ones first.
 
     Returns:
@@ -40,20 +41,29 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
         ConfigError: The folder or one of its files is missing, empty or damaged.
     """
     run = Path(run_dir)
-    _check_folder(run)
-    curves = report_data.read_metrics(run)
-    files, total = _sample(run, limit)
+    logs = _evaluation_logs(run)
+    if logs:
+        curves: dict[str, report_data.Curve] = {}
+        config, own = report_data.evaluation_settings(logs)
+        paths = logs
+    else:
+        _check_folder(run)
+        curves = report_data.read_metrics(run)
+        config = (run / "config.yaml").read_text(encoding="utf-8")
+        own = {"evaluation": report_data.evaluation(run / "evaluation.json")}
+        paths = sorted((run / "trajectories").glob("*.jsonl"))
+    files, total = _sample(paths, limit, by_group=bool(logs))
     trajectories = [trajectory for _, found in files for trajectory in found]
     if not trajectories:
-        raise errors.ConfigError(f"{run}/trajectories: no trajectory in its .jsonl files; let the run store some")
+        raise errors.ConfigError(f"{paths[0].parent}: no trajectory in its .jsonl files; let the run store some")
     systems: dict[str, int] = {}
     details = [report_data.detail(trajectory, systems) for trajectory in trajectories]
-    config = (run / "config.yaml").read_text(encoding="utf-8")
     index = {
         "name": run.resolve().name,
         "facts": report_data.facts(config, curves, trajectories, total),
         "config": config,
-        "evaluation": report_data.evaluation(run / "evaluation.json"),
+        **own,
+        "errors": report_data.errors_by_kind(trajectories, curves),
         "curves": [report_data.curve(name, curves) for name in curves if not name.endswith(("_lo", "_hi"))],
         "systems": list(systems),
         "files": [name for name, _ in files],
@@ -67,9 +77,17 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
     return path
 
 
+def _evaluation_logs(folder: Path) -> list[Path]:
+    """The logs of an evaluation, first played first; none in the folder of a run."""
+    if any((folder / name).exists() for name in ("metrics.jsonl", "config.yaml", "trajectories")):
+        return []
+    logs = [path for path in folder.glob("*.jsonl") if path.with_suffix(".json").is_file()]
+    return sorted(logs, key=lambda path: (path.with_suffix(".json").stat().st_mtime_ns, path.name))
+
+
 def _check_folder(run: Path) -> None:
     if not run.is_dir():
-        raise errors.ConfigError(f"no run folder {run}: give the folder that a trainer wrote")
+        raise errors.ConfigError(f"no run folder {run}: give the folder that a trainer or `agentgym eval --out` wrote")
     expected = {
         "metrics.jsonl": _is_filled(run / "metrics.jsonl"),
         "config.yaml": _is_filled(run / "config.yaml"),
@@ -79,7 +97,8 @@ def _check_folder(run: Path) -> None:
     if absent:
         raise errors.ConfigError(
             f"{run} is not a complete run folder: missing or empty: {', '.join(absent)}; "
-            f"expected {', '.join(expected)}, as a trainer writes them"
+            f"expected {', '.join(expected)}, as a trainer writes them, or POLICY.jsonl with POLICY.json, as "
+            "`agentgym eval --out` does"
         )
 
 
@@ -87,19 +106,21 @@ def _is_filled(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _sample(run: Path, limit: int) -> tuple[list[tuple[str, list[Trajectory]]], int]:
-    """The trajectories to show by file stem, and how many the files hold in all."""
-    paths = sorted((run / "trajectories").glob("*.jsonl"))
+def _sample(paths: list[Path], limit: int, by_group: bool) -> tuple[list[tuple[str, list[Trajectory]]], int]:
+    """The trajectories to show by file stem, and how many the files hold in all.
+
+    ``by_group`` takes the first groups of each file rather than the first lines, so that the same ones meet.
+    """
     counts = [max(0, len(path.read_bytes().splitlines()) - 1) for path in paths]
     shares = [0] * len(paths)
     left = limit
     for done, index in enumerate(sorted(range(len(paths)), key=counts.__getitem__)):
         shares[index] = min(counts[index], left // (len(paths) - done))
         left -= shares[index]
-    files = [
-        (path.stem, list(itertools.islice(store.iter_read(path), max(1, share)))[:share])  # 1: checks the file
-        for path, share in zip(paths, shares, strict=True)
-    ]
+    files = []
+    for path, share in zip(paths, shares, strict=True):
+        found = iter(sorted(store.iter_read(path), key=lambda t: t.group)) if by_group else store.iter_read(path)
+        files.append((path.stem, list(itertools.islice(found, max(1, share)))[:share]))  # 1: checks the file
     return files, sum(counts)
 
 

@@ -1,4 +1,4 @@
-// The overview: numbers before and after training, and one small chart per metric.
+// The overview: results, before and after or policy by policy, one small chart per metric, and what went wrong.
 
 const WIDTH = 340;
 const HEIGHT = 150;
@@ -10,6 +10,8 @@ function drawOverview() {
   if (overviewDrawn) return;
   overviewDrawn = true;
   drawEvaluation();
+  drawPolicies();
+  drawErrors();
   const groups = new Map();
   for (const curve of INDEX.curves) {
     const name = curve.name.includes("/") ? curve.name.split("/")[0] : "other";
@@ -68,6 +70,86 @@ function card({ name, before, after }) {
   node.onpointermove = (event) => tip(event, [["before, 95%", range(before)], ["after, 95%", range(after)]]);
   node.onpointerleave = () => tip(null, null);
   return node;
+}
+
+// ---- the policies of an evaluation ----
+
+const MEASURES = ["success", "return", "turns", "tokens"];
+
+function drawPolicies() {
+  if (!INDEX.policies) return;
+  $("policies").hidden = false;
+  const first = INDEX.policies[0];
+  const several = INDEX.policies.length > 1;
+  const span = (text, columns) => el("th", { colSpan: columns, className: "over" }, text);
+  const heads = ["policy", "episodes", "failed", ...MEASURES, ...(several ? ["success, points", "return", "pairs"] : [])];
+  const head = [el("tr", {}, ...heads.map((name) => el("th", { scope: "col" }, name)))];
+  if (several) head.unshift(el("tr", {}, el("td", { colSpan: 7 }), span(`difference from ${first.policy}`, 3)));
+  const rows = INDEX.policies.map((policy) => {
+    const against = policy.versus;
+    const cells = [
+      el("td", {}, policy.episodes.toLocaleString("en")),
+      el("td", { className: policy.failed ? "warn" : "" }, policy.failed.toLocaleString("en")),
+      ...MEASURES.map((name) => intervalCell(name, policy[name])),
+    ];
+    if (several && against) {
+      cells.push(intervalCell("success", against.success, true), intervalCell("return", against.return, true));
+      const dropped = against.dropped ? el("small", {}, ` ${against.dropped} dropped`) : null;
+      cells.push(el("td", {}, against.episodes.toLocaleString("en"), dropped));
+    } else if (several) cells.push(el("td", { colSpan: 3, className: "soft" }, "baseline"));
+    return el("tr", {}, el("th", { scope: "row" }, policy.policy), ...cells);
+  });
+  const table = el("table", { className: "results" }, el("thead", {}, ...head), el("tbody", {}, ...rows));
+  $("policies").querySelector(".wide").append(table);
+  const pairs = several ? " Differences are paired: over the episodes that failed for neither policy." : "";
+  $("policies").querySelector(".note").textContent =
+    `Means with 95 % intervals; n/a where the environment or the policy has no such measure.${pairs}`;
+}
+
+/** A mean over its interval. */
+function intervalCell(name, estimate, difference = false) {
+  if (!estimate) return el("td", { className: "soft" }, "n/a");
+  const scale = name === "success" ? 100 : 1;
+  const text = (value) => (difference ? signed(scale * value) : num(scale * value));
+  const unit = name === "success" && !difference ? "%" : "";
+  const [low, high] = estimate.ci95;
+  const clear = difference && (low > 0 || high < 0);
+  const className = clear ? (low > 0 ? "plus" : "minus") : "";
+  return el("td", {}, el("b", { className }, text(estimate.mean) + unit), el("small", {}, `${text(low)} to ${text(high)}`));
+}
+
+// ---- errors ----
+
+const KINDS = {
+  env_error: "The environment failed",
+  sandbox_error: "The sandbox failed",
+  engine_error: "The inference engine failed",
+  timeout: "A deadline was missed",
+  parse_error: "The answer held no action",
+};
+
+function drawErrors() {
+  if (!INDEX.errors.length) return;
+  $("errors").hidden = false;
+  $("errors").querySelector(".kinds").append(...INDEX.errors.map(drawKind));
+}
+
+function drawKind({ kind, count: found, messages, attempts }) {
+  const parse = kind === "parse_error";
+  const amounts = [
+    found ? plural(found, parse ? "turn" : "episode") + " in this page" : null,
+    attempts ? `${plural(attempts, "failed attempt")} in the whole run` : null,
+  ];
+  const open = found ? el("button", { type: "button" }, "show them") : null;
+  open?.addEventListener("click", () => showStatus(kind));
+  const lines = messages.map(([text, times]) => el("li", {}, el("b", {}, `${times.toLocaleString("en")}×`), el("pre", {}, text)));
+  return el(
+    "div",
+    { className: "kind" },
+    el("h3", {}, el("span", { className: "pill bad" }, kind), KINDS[kind] ?? ""),
+    el("p", { className: "note" }, amounts.filter(Boolean).join(", "), open),
+    lines.length ? el("ul", {}, ...lines) : null,
+  );
 }
 
 // ---- curves ----

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from agentgym import errors
+from agentgym import errors, store
+from agentgym.evaluate import compare, sampled_tokens, summarise
+from agentgym.renderer import ByteTokenizer
 from agentgym.types import Segment, Trajectory, Turn
 
 _CONFIG_FACTS = {"preset": "", "model": "path", "env": "id", "seed": ""}
 _MEASURES = ("success", "return", "turns", "tokens")
 _TIMES = ("time/rollout", "time/score", "time/update", "time/sync")
 _MOST_POINTS = 1000
+_MOST_MESSAGES = 5
+_ATTEMPTS = "rollout/error/"
+_PARSE_ERROR = "parse_error"
 
 Curve = dict[float, float]
 
@@ -54,7 +61,12 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
                 break
             raise errors.ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}: {hint}") from None
         for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+            if (
+                name != "step"
+                and isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+            ):
                 curves.setdefault(name, {})[step] = float(value)
     if not curves:
         raise errors.ConfigError(f"{path} holds no metric: {hint}")
@@ -72,11 +84,12 @@ def facts(config: str, curves: dict[str, Curve], shown: list[Trajectory], total:
     for key, inner in _CONFIG_FACTS.items():
         value = values.get(key)
         value = value.get(inner) if isinstance(value, dict) else value
-        if isinstance(value, str | int | float):
+        if isinstance(value, str | int | float) and value != "":
             found.append([key, str(value)])
     if "env" not in dict(found):
         found.append(["env", ", ".join(sorted({t.env_id for t in shown}))])
-    found.append(["last step", f"{max(step for curve in curves.values() for step in curve):,.0f}"])
+    if curves:
+        found.append(["last step", f"{max(step for curve in curves.values() for step in curve):,.0f}"])
     part = f" ({len(shown):,} in this page)" if len(shown) < total else ""
     found.append(["trajectories", f"{total:,}{part}"])
     failed = sum(t.status is not None and t.status.failed for t in shown)
@@ -114,6 +127,66 @@ def evaluation(path: Path) -> list[dict[str, Any]] | None:
             'each with success, return, turns and tokens as {"mean": 0.5, "ci95": [0.4, 0.6]}'
         ) from None
     return measures or None
+
+
+def evaluation_settings(logs: Sequence[Path]) -> tuple[str, dict[str, Any]]:
+    """What is known of an evaluation: its settings as YAML, and the results of its policies for the page.
+
+    Each policy is compared with the first one. Of an episode that was repeated after a failure the last attempt counts.
+
+    Raises:
+        ConfigError: A log or the settings beside it are damaged.
+    """
+    settings: dict[str, dict[str, Any]] = {}
+    policies: list[dict[str, Any]] = []
+    baseline: list[Trajectory] = []
+    for log in logs:
+        file = log.with_suffix(".json")
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            name, seed = str(found["policy"]), int(found["seed"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise errors.ConfigError(
+                f"{file}: {type(error).__name__}: {error}: expected what `agentgym eval` keeps beside a log"
+            ) from None
+        settings[log.stem] = found
+        played = list({t.group: t for t in store.iter_read(log)}.values())
+        row = {"file": log.stem, **summarise(name, seed, played).to_dict()}
+        if policies:
+            row["versus"] = compare(policies[0]["policy"], baseline, played).to_dict()
+        else:
+            baseline = played
+        policies.append(row)
+    shared = {k: v for k, v in settings[logs[0].stem].items() if all(s.get(k) == v for s in settings.values())}
+    apart = {name: {k: v for k, v in s.items() if k not in shared} for name, s in settings.items()}
+    text = yaml.safe_dump({**shared, "policies": apart}, sort_keys=False, allow_unicode=True)
+    return text, {"policies": policies}
+
+
+def errors_by_kind(shown: Iterable[Trajectory], curves: dict[str, Curve]) -> list[dict[str, Any]]:
+    """What went wrong, by kind: failed episodes by status, turns that could not be parsed, and failed attempts.
+
+    Returns:
+        One entry a kind: ``kind``, ``count`` in the trajectories of the page, ``messages`` as pairs of text and count
+        (most frequent first), and ``attempts``, what the metrics of a run counted, which stores no failed episode.
+    """
+    messages: dict[str, Counter[str]] = {}
+    for trajectory in shown:
+        if trajectory.status and trajectory.status.failed:
+            messages.setdefault(trajectory.status.value, Counter())[trajectory.error or "no message"] += 1
+        for turn in trajectory.turns:
+            if turn.parse_error is not None:
+                messages.setdefault(_PARSE_ERROR, Counter())[turn.parse_error] += 1
+    attempts = {n.removeprefix(_ATTEMPTS): sum(c.values()) for n, c in curves.items() if n.startswith(_ATTEMPTS)}
+    return [
+        {
+            "kind": kind,
+            "count": messages.get(kind, Counter()).total(),
+            "messages": messages.get(kind, Counter()).most_common(_MOST_MESSAGES),
+            "attempts": attempts.get(kind, 0),
+        }
+        for kind in sorted({*messages, *attempts}, key=lambda kind: (kind == _PARSE_ERROR, kind))
+    ]
 
 
 def _interval(value: dict[str, Any] | None) -> list[Any] | None:
@@ -161,7 +234,8 @@ def columns(trajectories: list[Trajectory], files: list[int]) -> dict[str, list[
         "success": [t.success for t in trajectories],
         "return": [_short(t.episode_return, 6) for t in trajectories],
         "turns": [len(t.turns) for t in trajectories],
-        "tokens": [t.action_tokens for t in trajectories],
+        "tokens": [sampled_tokens(t) for t in trajectories],
+        "parse_errors": [sum(turn.parse_error is not None for turn in t.turns) for t in trajectories],
     }
 
 
@@ -177,7 +251,11 @@ def detail(trajectory: Trajectory, systems: dict[str, int]) -> dict[str, Any]:
     """
     first = trajectory.messages[0] if trajectory.messages else None
     system = first["content"] if first and first["role"] == "system" else None
-    previous: list[Segment | None] = [None, *trajectory.segments]
+    last = trajectory.messages[-1] if trajectory.messages else None
+    segments, turns, texts = trajectory.segments, trajectory.turns, None
+    if _is_bytes(trajectory):
+        segments, turns, texts = _as_text(trajectory)
+    previous: list[Segment | None] = [None, *segments]
     return {
         "env": trajectory.env_id,
         "seeds": [str(trajectory.env_seed), str(trajectory.sampling_seed)],
@@ -186,15 +264,53 @@ def detail(trajectory: Trajectory, systems: dict[str, int]) -> dict[str, Any]:
         "attempts": trajectory.attempts,
         "error": trajectory.error,
         "info": _finite(trajectory.info),
+        "unanswered": last["content"] if last and last["role"] == "user" else None,
         "final": trajectory.final_observation,
-        "turns": [_turn(turn) for turn in trajectory.turns],
-        "segments": [_segment(s, p) for s, p in zip(trajectory.segments, previous, strict=False)],
+        "turns": [_turn(turn, segments) for turn in turns],
+        "segments": [_segment(s, p) for s, p in zip(segments, previous, strict=False)],
+        "texts": texts,
     }
 
 
-def _turn(turn: Turn) -> dict[str, Any]:
+def _is_bytes(trajectory: Trajectory) -> bool:
+    """Whether the ids are the bytes of a policy that writes text, rather than tokens of a model."""
+    if any(token > 257 for segment in trajectory.segments for token in segment.ids) or not trajectory.turns:
+        return False
+    turn = trajectory.turns[0]
+    ids = trajectory.segments[turn.segment].ids[turn.start : turn.stop] if trajectory.segments else []
+    return ByteTokenizer().decode(ids).removesuffix("<|im_end|>") == turn.text
+
+
+def _as_text(trajectory: Trajectory) -> tuple[list[Segment], list[Turn], list[list[str]]]:
+    """Byte rows with one piece of text for each stretch that was read or written, in place of a token a byte."""
+    tokenizer, segments, texts = ByteTokenizer(), [], []
+    turns = list(trajectory.turns)
+    for number, segment in enumerate(trajectory.segments):
+        mine = [i for i, turn in enumerate(turns) if turn.segment == number]
+        ends = {0, len(segment)} | ({segment.edit.kept} if segment.edit else set())
+        ends |= {at for i in mine for at in (turns[i].prompt_start, turns[i].start, turns[i].stop)}
+        cuts = sorted(ends)
+        place = {at: k for k, at in enumerate(cuts)}
+        firsts = cuts[:-1]
+        texts.append([tokenizer.decode(segment.ids[a:b]) for a, b in itertools.pairwise(cuts)])
+        edit = segment.edit and dataclasses.replace(segment.edit, kept=place[segment.edit.kept])
+        coarse = Segment(firsts, edit=edit)
+        coarse.mask, coarse.logps = [segment.mask[at] for at in firsts], [segment.logps[at] for at in firsts]
+        coarse.versions = [segment.versions[at] for at in firsts]
+        segments.append(coarse)
+        for i in mine:
+            turn = turns[i]
+            start, stop = place[turn.start], place[turn.stop]
+            turns[i] = dataclasses.replace(turn, prompt_start=place[turn.prompt_start], start=start, stop=stop)
+    return segments, turns, texts
+
+
+def _turn(turn: Turn, segments: Sequence[Segment]) -> dict[str, Any]:
+    """A turn with the mean advantage of its tokens, None where none was stored."""
     numbers = {name: _short(getattr(turn, name), 6) for name in ("reward", "policy_s", "env_s")}
-    return {**vars(turn), **numbers}
+    advantages = segments[turn.segment].advantages if turn.segment < len(segments) else None
+    own = advantages[turn.start : turn.stop] if advantages else []
+    return {**vars(turn), **numbers, "advantage": _short(sum(own) / len(own)) if own else None}
 
 
 def _segment(segment: Segment, previous: Segment | None) -> dict[str, Any]:

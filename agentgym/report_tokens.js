@@ -3,7 +3,7 @@
 const COLORS = {
   advantage: { label: "Advantage", of: (segment, k) => segment.advantages?.[k] ?? null },
   logp: { label: "Log-probability", of: (segment, k) => segment.logps[k] },
-  mask: { label: "Mask", of: (segment, k) => segment.mask[k] || null },
+  mask: { label: "Loss mask", of: (segment, k) => segment.mask[k] || null },
   version: { label: "Policy version", of: (segment, k) => segment.versions[k] },
 };
 
@@ -12,12 +12,13 @@ function drawTokens(detail) {
     return [el("p", { className: "empty" }, "This policy stored no tokens.")];
   }
   const learned = detail.segments.some((segment) => segment.advantages);
-  if (!(state.color in COLORS)) state.color = learned ? "advantage" : "logp";
+  const usual = learned ? "advantage" : "logp";
+  if (detail.texts || !(state.color in COLORS)) state.color = detail.texts ? "mask" : usual;
   const spans = detail.segments.map(() => []);
   const key = el("div", { className: "key" });
   const buttons = Object.entries(COLORS).map(([name, { label }]) => {
-    const off = name === "advantage" && !learned;
-    const title = off ? "no advantages were stored" : "";
+    const off = (name === "advantage" && !learned) || (detail.texts && name !== "mask");
+    const title = off ? "not stored" : "";
     return el("button", { type: "button", value: name, disabled: off, title }, label);
   });
   const paint = () => {
@@ -39,7 +40,10 @@ function drawTokens(detail) {
   });
   const rows = detail.segments.map((segment, s) => drawSegment(detail, segment, s, spans[s]));
   paint();
-  return [bar, ...rows];
+  const note = detail.texts
+    ? el("p", { className: "note" }, "This policy writes text: its bytes are stored, not the tokens of a model.")
+    : null;
+  return [note, bar, ...rows];
 }
 
 function drawSegment(detail, segment, s, spans) {
@@ -51,7 +55,7 @@ function drawSegment(detail, segment, s, spans) {
   segment.ids.forEach((id, k) => {
     if (k > 0 && k === segment.edit?.kept) text.append(el("b", { className: "mark" }, "fork"));
     if (turns.has(k)) text.append(el("b", { className: "mark" }, `turn ${turns.get(k) + 1}`));
-    const span = el("span", { className: segment.mask[k] ? "own" : "" }, piece(id));
+    const span = el("span", { className: segment.mask[k] ? "own" : "" }, visible(textOf(detail, s, k), id));
     span.dataset.k = k;
     spans.push(span);
     text.append(span);
@@ -62,19 +66,21 @@ function drawSegment(detail, segment, s, spans) {
   });
   text.addEventListener("pointerleave", () => tip(null, null));
   const sampled = segment.mask.reduce((sum, bit) => sum + bit, 0);
-  const facts = `${plural(segment.ids.length, "token")}, ${sampled.toLocaleString("en")} sampled`;
+  const facts = detail.texts ? "" : `${plural(segment.ids.length, "token")}, ${sampled.toLocaleString("en")} trained (mask 1)`;
   return el(
     "section",
     { className: "segment" },
     el("h3", {}, `Segment ${s + 1}`, el("small", {}, facts)),
-    drawEdit(segment.edit),
+    drawEdit(segment.edit, detail),
     text,
   );
 }
 
-/** The text of a token, with line ends visible; its id if the text is not known. */
-function piece(id) {
-  const text = INDEX.tokens ? INDEX.tokens[id] : null;
+/** The text of a token; of a policy that writes text, the text of a stretch. */
+const textOf = (detail, s, k) => (detail.texts ? detail.texts[s][k] : INDEX.tokens?.[detail.segments[s].ids[k]]);
+
+/** A text with line ends visible; the id if the text is not known. */
+function visible(text, id) {
   if (text === null || text === undefined) return `${id} `;
   if (text === "") return "∅";
   return text.replaceAll("\n", "↵\n").replaceAll("\t", "⇥\t");
@@ -84,18 +90,20 @@ function describe(detail, segment, s, k) {
   const id = segment.ids[k];
   const turn = detail.turns.findIndex((t) => t.segment === s && t.prompt_start <= k && k < t.stop);
   const logp = segment.logps[k];
-  const pairs = [["id", String(id)], ["position", num(k, 6)], ["mask", segment.mask[k] ? "1, sampled" : "0, context"]];
+  const mask = ["mask", segment.mask[k] ? "1, written by the policy" : "0, context"];
+  const pairs = detail.texts ? [mask] : [["id", String(id)], ["position", num(k, 6)], mask];
   if (turn >= 0) pairs.push(["turn", String(turn + 1)]);
   if (logp !== null) pairs.push(["logp", `${num(logp, 4)} (p = ${num(Math.exp(logp))})`]);
   if (segment.advantages && segment.mask[k]) pairs.push(["advantage", num(segment.advantages[k], 4)]);
   if (segment.versions[k] !== null) pairs.push(["version", String(segment.versions[k])]);
-  return [pairs, INDEX.tokens?.[id] === undefined ? null : JSON.stringify(INDEX.tokens[id])];
+  const text = detail.texts ? undefined : textOf(detail, s, k);
+  return [pairs, text === undefined ? null : JSON.stringify(text)];
 }
 
 /** What a fork kept and dropped, and the text before and after. */
-function drawEdit(edit) {
+function drawEdit(edit, detail) {
   if (!edit) return null;
-  const amounts = `${plural(edit.kept, "token")} kept, ${edit.dropped.toLocaleString("en")} dropped`;
+  const amounts = detail.texts ? "" : `${plural(edit.kept, "token")} kept, ${edit.dropped.toLocaleString("en")} dropped`;
   const side = (label, text) => el("div", {}, el("h4", {}, label), el("pre", {}, text || "nothing"));
   return el(
     "div",
@@ -121,7 +129,7 @@ function colorScale(segments) {
   const context = swatch("transparent", "context");
   const on = (color) => (value) => (value === null ? "" : color(value));
   if (state.color === "mask") {
-    return { color: on(() => shade("accent", 0.6)), key: [swatch(shade("accent", 0.6), "sampled"), context] };
+    return { color: on(() => shade("accent", 0.6)), key: [swatch(shade("accent", 0.6), "1, trained"), swatch("transparent", "0, context")] };
   }
   if (state.color === "version") {
     const versions = [...new Set(present)].sort((a, b) => a - b);

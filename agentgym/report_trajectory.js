@@ -20,41 +20,42 @@ function drawTitle(i, detail) {
   const facts = [
     ["return", num(LIST.return[i], 4)],
     ["turns", String(LIST.turns[i])],
-    ["sampled tokens", LIST.tokens[i].toLocaleString("en")],
+    ["sampled tokens", count(LIST.tokens[i])],
     ["env seed", detail.seeds[0]],
     ["sampling seed", detail.seeds[1]],
-    ["policy", detail.policy || "–"],
+    ...(INDEX.policies ? [] : [["policy", detail.policy || "–"]]),
     ...(detail.attempts > 1 ? [["attempts", String(detail.attempts)]] : []),
-    ...Object.entries(detail.info).map(([key, value]) => [key, plain(value)]),
+    ...Object.entries(detail.info).filter(([key]) => key !== "success").map(([key, value]) => [key, plain(value)]),
   ];
   return el(
     "header",
     { className: "title" },
-    el("p", { className: "path" }, `${detail.env}  /  ${INDEX.files[LIST.file[i]]}`),
+    el("p", { className: "path" }, `${detail.env}  /  ${fileName(LIST.file[i])}`),
     el(
       "h2",
       {},
-      `${groupName(i)} · ${LIST.member[i]}`,
-      success ? el("span", { className: `pill ${outcome(i)}` }, success) : null,
-      el("span", { className: "pill" }, LIST.status[i]),
+      `${groupName(i)} · ${memberName(i)}`,
+      success && !hasFailed(i) ? el("span", { className: `pill ${outcome(i)}` }, success) : null,
+      el("span", { className: `pill${hasFailed(i) ? " bad" : ""}` }, LIST.status[i]),
     ),
     el("dl", {}, ...facts.map(([label, value]) => el("div", {}, el("dt", {}, label), el("dd", {}, value)))),
+    hasFailed(i) ? el("p", { className: "note" }, "Something outside the policy failed: this episode counts nowhere.") : null,
     detail.error ? el("pre", { className: "error" }, detail.error) : null,
   );
 }
 
-/** The trajectories of the same group and file, by member. */
+/** The trajectories of the same group and file, by member; in an evaluation the same episode of every policy. */
 function members(i) {
   if (LIST.group[i] === "") return [i];
   const same = [];
   for (let k = 0; k < COUNT; k++) {
-    if (LIST.file[k] === LIST.file[i] && LIST.group[k] === LIST.group[i]) same.push(k);
+    if (LIST.group[k] === LIST.group[i] && (INDEX.policies || LIST.file[k] === LIST.file[i])) same.push(k);
   }
-  return same.sort((a, b) => LIST.member[a] - LIST.member[b]);
+  return same.sort((a, b) => LIST.file[a] - LIST.file[b] || LIST.member[a] - LIST.member[b]);
 }
 
 function drawTabs(i, detail) {
-  const names = { turns: "Turns", tokens: "Tokens", group: "Group" };
+  const names = { turns: "Turns", tokens: "Tokens", group: INDEX.policies ? "Policies" : "Group" };
   const counts = { turns: LIST.turns[i], tokens: plural(detail.segments.length, "row"), group: members(i).length };
   const tabs = Object.entries(names).map(([value, name]) => {
     const className = value === state.tab ? "on" : "";
@@ -73,9 +74,9 @@ function drawTabs(i, detail) {
 function drawTurns(detail) {
   const system = detail.system === null ? null : fold("System prompt", INDEX.systems[detail.system]);
   const turns = detail.turns.map((turn, number) => drawTurn(detail, turn, number));
-  if (!detail.final) return [system, ...turns];
-  const end = el("div", { className: "at" }, "end");
-  return [system, ...turns, el("section", { className: "turn" }, end, block("Final observation", detail.final))];
+  const last = (label, text) =>
+    text ? el("section", { className: "turn" }, el("div", { className: "at" }, "end"), block(label, text)) : null;
+  return [system, ...turns, last("Observation without an answer", detail.unanswered), last("Final observation", detail.final)];
 }
 
 function fold(label, text) {
@@ -91,13 +92,15 @@ const seconds = (value) => (value < 1 ? `${num(1000 * value, 2)} ms` : `${num(va
 function drawTurn(detail, turn, number) {
   const segment = detail.segments[turn.segment];
   const forked = segment?.edit?.turn === number ? segment.edit : null;
-  const reward = turn.reward ? el("span", { className: turn.reward > 0 ? "plus" : "minus" }, signed(turn.reward)) : null;
+  const amount = (label, value) =>
+    el("span", { className: value > 0 ? "plus" : value < 0 ? "minus" : "" }, el("small", {}, label), signed(value));
+  const advantage = turn.advantage === null ? null : amount("advantage", turn.advantage);
   const cut = turn.finish === "length" ? el("small", { className: "warn" }, "cut at the token limit") : null;
   const action =
     turn.parse_error === null
       ? el("p", { className: "action" }, el("small", {}, "action"), el("code", {}, turn.action ?? "–"))
       : el("p", { className: "action failed" }, el("small", {}, "parse error"), turn.parse_error);
-  const tokens = turn.stop - turn.start;
+  const tokens = detail.texts ? 0 : turn.stop - turn.start;
   const logps = segment ? segment.logps.slice(turn.start, turn.stop).filter((x) => x !== null) : [];
   const mean = logps.length ? logps.reduce((a, b) => a + b, 0) / logps.length : null;
   const costs = [
@@ -108,12 +111,12 @@ function drawTurn(detail, turn, number) {
   ];
   return el(
     "section",
-    { className: "turn" },
-    el("div", { className: "at" }, String(number + 1), reward),
+    { className: "turn", id: `turn-${number + 1}` },
+    el("div", { className: "at" }, String(number + 1), amount("reward", turn.reward), advantage),
     el(
       "div",
       {},
-      drawEdit(forked),
+      drawEdit(forked, detail),
       block("Observation", turn.observation),
       block("Model", turn.text || " ", cut, "model"),
       action,
@@ -139,15 +142,15 @@ function drawGroup(detail, i) {
   const details = all.map(load);
   const parts = details.map((other) => divergence(detail, other));
   const cells = (label, value, kind = "") =>
-    el("tr", { className: kind }, el("th", {}, label), ...all.map((k, at) => value(k, at)));
+    el("tr", { className: kind }, el("th", { scope: "row" }, label), ...all.map((k, at) => value(k, at)));
   const text = (value, className = "") => el("td", { className }, value);
   const head = el(
     "tr",
     {},
-    el("th", {}, "member"),
+    el("th", { scope: "col" }, INDEX.policies ? "policy" : "member"),
     ...all.map((k) => {
-      const button = el("button", { type: "button", value: k, className: k === i ? "on" : "" }, String(LIST.member[k]));
-      return el("td", {}, el("span", { className: `dot ${outcome(k)}` }), button);
+      const button = el("button", { type: "button", value: k, className: k === i ? "on" : "" }, memberName(k));
+      return el("td", {}, el("span", { className: `dot ${outcome(k)}`, title: outcomeText(k) }), button);
     }),
   );
   const differs = (k, at) => {
@@ -156,34 +159,52 @@ function drawGroup(detail, i) {
   };
   const rows = [
     cells("return", (k) => text(num(LIST.return[k], 4), "figure")),
-    cells("status", (k) => text(LIST.status[k])),
+    cells("status", (k) => text(LIST.status[k], hasFailed(k) ? "warn" : "")),
     cells("turns", (k) => text(String(LIST.turns[k]))),
-    cells("tokens", (k) => text(LIST.tokens[k].toLocaleString("en"))),
+    ...(all.some((k) => LIST.tokens[k] !== null) ? [cells("tokens", (k) => text(count(LIST.tokens[k])))] : []),
     cells("first differs at", differs, "last"),
   ];
+  const advantages = details.flatMap((other) => other.turns.map((turn) => Math.abs(turn.advantage ?? 0)));
+  const top = Math.max(0, ...advantages) || 1;
   const length = Math.max(...details.map((other) => other.turns.length));
   for (let n = 0; n < length; n++) {
-    rows.push(
-      cells(`turn ${n + 1}`, (k, at) => {
-        const turn = details[at].turns[n];
-        if (!turn) return text("", "over");
-        const reward = turn.reward ? el("small", { className: turn.reward > 0 ? "plus" : "minus" }, signed(turn.reward)) : null;
-        const className = `deed${turn.action === null ? " failed" : ""}${n === parts[at] ? " parts" : ""}`;
-        return el("td", { className }, turn.action ?? "parse error", reward);
-      }),
-    );
+    rows.push(cells(`turn ${n + 1}`, (k, at) => deedCell(details[at], n, k, n === parts[at], top)));
   }
   const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows));
   table.addEventListener("click", (event) => {
-    if (event.target.tagName !== "BUTTON") return;
-    select(Number(event.target.value));
+    const button = event.target.closest("button");
+    if (!button) return;
+    select(Number(button.value), button.dataset.turn ? "turns" : state.tab);
     reveal();
+    if (button.dataset.turn) $(`turn-${button.dataset.turn}`)?.scrollIntoView();
   });
-  const returns = all.map((k) => LIST.return[k]).filter((value) => value !== null);
+  const returns = all.filter((k) => !hasFailed(k)).map((k) => LIST.return[k]).filter((value) => value !== null);
   const mean = returns.reduce((a, b) => a + b, 0) / (returns.length || 1);
   const spread = Math.sqrt(returns.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (returns.length || 1));
-  const summary =
-    `Mean return ${num(mean)}, standard deviation ${num(spread)}. ` +
-    `Actions are compared with those of member ${LIST.member[i]}.`;
-  return [el("p", { className: "note" }, summary), el("div", { className: "wide" }, table)];
+  const summary = [
+    returns.length ? `Mean return ${num(mean)}, standard deviation ${num(spread)}.` : null,
+    `Actions are compared with those of ${INDEX.policies ? "" : "member "}${memberName(i)}; the first one that differs is outlined.`,
+    advantages.some(Boolean) ? "The colour of a turn is its mean advantage." : null,
+  ];
+  return [el("p", { className: "note" }, summary.filter(Boolean).join(" ")), el("div", { className: "wide" }, table)];
+}
+
+/** One turn of one member: its action, reward and advantage; a click opens it. */
+function deedCell(detail, n, k, differs, top) {
+  const turn = detail.turns[n];
+  if (!turn) return el("td", { className: "over" });
+  const amount = (label, value) =>
+    value ? el("small", { className: value > 0 ? "plus" : "minus" }, `${label} ${signed(value)}`) : null;
+  const title = turn.parse_error === null ? turn.text : `${turn.parse_error}\n\n${turn.text}`;
+  const button = el(
+    "button",
+    { type: "button", value: k, title },
+    el("span", { className: turn.action === null ? "failed" : "" }, turn.action ?? "parse error"),
+    amount("reward", turn.reward),
+    amount("advantage", turn.advantage),
+  );
+  button.dataset.turn = n + 1;
+  const cell = el("td", { className: `deed${differs ? " parts" : ""}` }, button);
+  if (turn.advantage) cell.style.background = shade(turn.advantage < 0 ? "minus" : "plus", (0.35 * Math.abs(turn.advantage)) / top);
+  return cell;
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         make_codec(self.codec)
-        make_context(self.context)
+        make_context(self.context, str)
         for name in ("max_turns", "max_new_tokens", "context_limit", "parse_limit", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} is {getattr(self, name)}: it must be at least 1")
@@ -191,7 +191,7 @@ class Rollout:
         self.options = {**(options or {}), **policy.env_options}
         self.on_episode = on_episode
         self.codec = make_codec(config.codec)
-        self.context = make_context(config.context)
+        self.context = make_context(config.context, policy.renderer.escape)
         self.stats = RolloutStats()
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
@@ -353,12 +353,14 @@ class Rollout:
             Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}"))
         )
         parse_errors = 0
+        usage: Counter[str] = Counter()
         for turn in range(config.max_turns):
             admissible = info.get("admissible_commands") or []
             shown = self.codec.show(observation, admissible)
             trajectory.messages.append(Message(role="user", content=renderer.escape(shown)))
+            view = self.context.view(trajectory.messages)
             try:
-                prompt_start = row.prompt(self.context.view(trajectory.messages), turn)
+                prompt_start = row.prompt(view, turn)
             except ContextFull as error:
                 if turn == 0:
                     raise ConfigError(
@@ -370,7 +372,8 @@ class Rollout:
                 trajectory.status = Status.CONTEXT_FULL
                 break
             started = time.perf_counter()
-            generation = await session.generate(self._request(row, task, turn, info, admissible))
+            generation = await session.generate(self._request(row, task, turn, info, admissible, view))
+            usage.update(generation.usage)
             start, stop = row.sampled(generation.ids, generation.logps, generation.version)
             text = renderer.decode_reply(generation.ids)
             parsed = self.codec.parse(text, admissible)
@@ -409,8 +412,17 @@ class Rollout:
         trajectory.success = None if info.get("success") is None else bool(info["success"])
         trajectory.info = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
         trajectory.info.pop("expert_action", None)
+        trajectory.info |= usage
 
-    def _request(self, row: Row, task: Task, turn: int, info: dict[str, Any], admissible: Sequence[str]) -> Request:
+    def _request(
+        self,
+        row: Row,
+        task: Task,
+        turn: int,
+        info: dict[str, Any],
+        admissible: Sequence[str],
+        messages: Sequence[Message],
+    ) -> Request:
         config, renderer = self.config, self.policy.renderer
         return Request(
             ids=list(row.segment.ids),
@@ -420,6 +432,7 @@ class Rollout:
             top_p=config.top_p,
             info=info,
             encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
+            messages=messages,
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from agentgym.context import Append, Window, Workspace
+from agentgym.context import make_context
 from agentgym.errors import ContextFull, TemplateError
 from agentgym.renderer import ByteTokenizer, HFTokenizer, Renderer, Row
 from agentgym.types import Message
@@ -16,7 +16,7 @@ from agentgym.types import Message
 TEXT = st.text(st.characters(codec="utf-8"), max_size=24)
 WORDS = st.text(st.sampled_from("ab é世\n.<|>_"), max_size=16)
 OBSERVATION = TEXT | WORDS
-CONTEXTS = st.sampled_from([Append(), Window(0), Window(1), Window(2), Workspace()])
+CONTEXTS = st.sampled_from(["append", "window:0", "window:1", "window:2", "workspace"])
 
 
 def vocabulary(renderer):
@@ -115,7 +115,7 @@ class Played:
 
 def play(renderer, context, system, turns, last=None):
     """Play ``(observation, ids)`` turns, then render the prompt of one more if ``last`` is given."""
-    played = Played(renderer, Row(renderer), context)
+    played = Played(renderer, Row(renderer), make_context(context, renderer.escape))
     played.messages.append(Message(role="system", content=renderer.escape(system)))
     for observation, ids in turns:
         played.turn(observation, ids)
@@ -155,7 +155,7 @@ def test_append_never_forks_for_ordinary_text(renderers, style, data):
     renderer = renderers(style)
     turns = data.draw(st.lists(st.tuples(OBSERVATION, TEXT | WORDS), min_size=1, max_size=5))
     closed = [(o, renderer.encode_reply(t)) for o, t in turns]
-    played = play(renderer, Append(), "You play a game.", closed, last="The end.")
+    played = play(renderer, "append", "You play a game.", closed, last="The end.")
     assert len(played.row.segments) == 1
     if style != "llama3" or all(t == t.strip() for _, t in turns):
         assert played.shown == renderer.tokenizer.render(played.messages)
@@ -166,7 +166,7 @@ def test_append_never_forks_for_wild_ids(renderers, data):
     for style in ("tiny", "smollm2", "llama3", "bytes"):
         renderer = renderers(style)
         turns = data.draw(st.lists(st.tuples(OBSERVATION, sampled_ids(renderer)), min_size=1, max_size=4))
-        assert len(play(renderer, Append(), "s", turns, last="o").row.segments) == 1
+        assert len(play(renderer, "append", "s", turns, last="o").row.segments) == 1
 
 
 @given(data=st.data())
@@ -175,7 +175,7 @@ def test_stripped_thinking_forks_exactly_where_there_was_some(renderers, data):
     thought = st.builds("<think>\n{}\n</think>\n\n{}".format, WORDS, WORDS)
     opened_by_the_prompt = st.builds("{}</think>{}".format, WORDS, WORDS)
     replies = data.draw(st.lists(thought | opened_by_the_prompt | WORDS, min_size=1, max_size=5))
-    played = play(renderer, Append(), "s", [("o", renderer.encode_reply(r)) for r in replies], last="o")
+    played = play(renderer, "append", "s", [("o", renderer.encode_reply(r)) for r in replies], last="o")
     held = [i for i, m in enumerate(played.messages[2::2]) if "</think>" in m["content"]]
     edits = [s.edit for s in played.row.segments[1:]]
     assert [e.turn for e in edits] == [i + 1 for i in held]
@@ -195,7 +195,7 @@ def test_thinking_example(renderers):
     """Two turns, written out: the row forks once and each sampled token is trained in one segment."""
     renderer = renderers("qwen3")
     first, second = renderer.encode_reply("<think>\nhm\n</think>\n\ngo north"), renderer.encode_reply("go south")
-    played = play(renderer, Append(), "s", [("a", first), ("b", second)], last="c")
+    played = play(renderer, "append", "s", [("a", first), ("b", second)], last="c")
     one, two = played.row.segments
     assert [i for i, m in zip(one.ids, one.mask, strict=True) if m] == first
     assert [i for i, m in zip(two.ids, two.mask, strict=True) if m] == second
@@ -206,11 +206,11 @@ def test_thinking_example(renderers):
 
 @given(data=st.data())
 def test_windows_and_workspaces_fork_and_stay_exact(renderer, data):
-    context = data.draw(st.sampled_from([Window(0), Window(1), Workspace()]))
+    context = data.draw(st.sampled_from(["window:0", "window:1", "workspace"]))
     turns = data.draw(st.lists(st.tuples(WORDS, WORDS), min_size=3, max_size=5))
     closed = [(f"{i} {o}", renderer.encode_reply(f"<report>{i}</report>{t}")) for i, (o, t) in enumerate(turns)]
     played = play(renderer, context, "s", closed, last="end")
-    first = 2 if context == Window(1) else 1
+    first = 2 if context == "window:1" else 1
     assert [s.edit.turn for s in played.row.segments[1:]] == list(range(first, len(turns) + 1))
     assert squeezed(played.shown) == squeezed(renderer.tokenizer.render(played.views[-1]))
 
@@ -221,7 +221,7 @@ def test_context_limit_leaves_the_row_as_it_was(renderer, data):
     turns = data.draw(st.lists(st.tuples(OBSERVATION, sampled_ids(renderer)), min_size=1, max_size=3))
     played = play(renderer, context, "s", turns)
     played.messages.append(Message(role="user", content=renderer.escape(data.draw(OBSERVATION))))
-    view = context.view(played.messages)
+    view = played.context.view(played.messages)
     fits = copy.deepcopy(played.row)
     fits.prompt(view, 9)
     needed = len(fits.segment)
@@ -234,6 +234,65 @@ def test_context_limit_leaves_the_row_as_it_was(renderer, data):
     played.row.context_limit = needed
     played.row.prompt(view, 9)
     assert played.row.segments == fits.segments
+
+
+class WholeRow(Row):
+    """A row that looks at all its pieces for every prompt."""
+
+    def _match(self, text):
+        self._prompt_pieces = 0
+        return super()._match(text)
+
+
+@given(data=st.data(), context=CONTEXTS)
+def test_looking_at_new_pieces_only_finds_what_looking_at_all_finds(renderer, data, context):
+    system = data.draw(TEXT)
+    turns = data.draw(st.lists(st.tuples(OBSERVATION, sampled_ids(renderer)), min_size=1, max_size=5))
+    rows = []
+    for kind in (Row, WholeRow):
+        played = Played(renderer, kind(renderer), make_context(context, renderer.escape))
+        played.messages.append(Message(role="system", content=renderer.escape(system)))
+        for observation, ids in turns:
+            played.turn(observation, ids)
+        played.turn("the end")
+        rows.append(played.row)
+    assert rows[0].segments == rows[1].segments
+    assert rows[0]._pieces == rows[1]._pieces
+
+
+def test_a_long_conversation_looks_at_each_piece_once(renderers):
+    """Turns cost the same however many there were before (apart from the template, which renders all of them)."""
+
+    class Counted(Row):
+        looks = 0
+
+        def _ends_closed(self, i):
+            self.looks += 1
+            return super()._ends_closed(i)
+
+    renderer = renderers("bytes")
+    row, messages, ids = Counted(renderer), [Message(role="system", content="s")], renderer.encode_reply("go")
+    for turn in range(300):
+        messages.append(Message(role="user", content=f"room {turn}"))
+        row.prompt(messages, turn)
+        row.sampled(ids, [0.0] * len(ids), 0)
+        messages.append(Message(role="assistant", content="go"))
+    assert len(row.segments) == 1
+    assert row.looks == 299
+
+
+@given(data=st.data())
+def test_a_report_cannot_fake_a_turn(renderer, data):
+    """The policy's own report moves into a user message, where it is text like any other."""
+    special = set(renderer.tokenizer.special.values())
+    spelled = "".join(data.draw(st.lists(st.sampled_from(list(renderer.tokenizer.special)) | WORDS, max_size=6)))
+    counts = []
+    for report in ("harmless", spelled):
+        ids = [*byte_ids(renderer, f"<report>{report}</report>".encode()), renderer.close_id]
+        played = play(renderer, "workspace", "s", [("a", ids)], last="b")
+        assert "Report so far:" in played.shown
+        counts.append([i for i in played.row.segment.ids if i in special])
+    assert counts[0] == counts[1]
 
 
 def test_context_limit_of_the_first_prompt(renderer):
@@ -251,7 +310,7 @@ def test_text_from_outside_cannot_fake_a_turn(renderer, data):
     special = set(renderer.tokenizer.special.values())
     assert not special & set(renderer.tokenizer.encode(renderer.escape(evil)))
     assert not special & set(renderer.encode_reply(evil)[:-1])
-    good, bad = (play(renderer, Append(), s, [(s, renderer.encode_reply("x"))], last=s) for s in ("harmless", evil))
+    good, bad = (play(renderer, "append", s, [(s, renderer.encode_reply("x"))], last=s) for s in ("harmless", evil))
     counts = [[i for i in played.row.segment.ids if i in special] for played in (good, bad)]
     assert counts[0] == counts[1]
 
@@ -355,7 +414,7 @@ def test_ids_are_those_of_the_whole_text(renderers, style, data):
     """
     renderer = renderers(style)
     clean = WORDS.filter(lambda t: t == t.strip())
-    played = Played(renderer, Row(renderer), data.draw(CONTEXTS))
+    played = Played(renderer, Row(renderer), make_context(data.draw(CONTEXTS), renderer.escape))
     played.messages.append(Message(role="system", content="s"))
     thoughts = st.sampled_from(["", "hm</think>"]) if style in ("qwen3", "phi3 without thoughts") else st.just("")
     reply_text = st.builds(str.__add__, thoughts, clean)
@@ -372,7 +431,7 @@ def test_a_template_that_removes_spelled_tokens_forks(tokenizers):
     """A reply may end with the letters of the closing token instead of the token: it does not end the turn."""
     template = HEADER.replace("{{ m.content }}", "{{ m.content | replace('<|end|>', '') }}")
     renderer = Renderer(HFTokenizer(tokenizers(template + "{% if add_generation_prompt %}<|assistant|>{% endif %}")))
-    played = play(renderer, Append(), "s", [("a", byte_ids(renderer, b"go<|end|>"))], last="b")
+    played = play(renderer, "append", "s", [("a", byte_ids(renderer, b"go<|end|>"))], last="b")
     assert len(played.row.segments) == 2
     assert played.shown == renderer.tokenizer.render(played.messages)
 
@@ -382,6 +441,6 @@ def test_a_generation_prompt_that_history_does_not_show_forks(tokenizers):
     template = HEADER + "{% if add_generation_prompt %}<|assistant|><think></think>{% endif %}"
     renderer = Renderer(HFTokenizer(tokenizers(template)))
     replies = [renderer.encode_reply(t) for t in ("one", "two")]
-    played = play(renderer, Append(), "s", [("a", replies[0]), ("b", replies[1])], last="c")
+    played = play(renderer, "append", "s", [("a", replies[0]), ("b", replies[1])], last="c")
     assert [s.edit.turn for s in played.row.segments[1:]] == [1, 2]
     assert played.shown == renderer.tokenizer.render(played.messages)

@@ -120,7 +120,8 @@ def tokenise(demo: Trajectory, renderer: Renderer, cfg: RolloutConfig) -> Trajec
     Raises:
         ConfigError: If the first prompt does not fit, or an answer is longer than the model may write.
     """
-    row, context = Row(renderer, cfg.context_limit - cfg.max_new_tokens), make_context(cfg.context)
+    row = Row(renderer, cfg.context_limit - cfg.max_new_tokens)
+    context = make_context(cfg.context, renderer.escape)
     turns: list[Turn] = []
     for k, message in enumerate(demo.messages):
         if message["role"] == "assistant":

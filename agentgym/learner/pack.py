@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from agentgym.errors import ConfigError
 from agentgym.learner.attention import Packed
 from agentgym.types import Trajectory
 
@@ -92,6 +94,11 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
             if mask[0]:
                 raise ValueError(f"trajectory {index} trains the first token of a row, which nothing predicts")
             last = len(mask) - mask[::-1].index(1)
+            if math.isnan(sum(segment.logps)):
+                raise ConfigError(
+                    f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
+                    "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
+                )
             rows.append(TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index))
     return rows
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from agentgym.renderer import Renderer
+from agentgym.types import Message
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Request:
         info: What the environment told beside the observation. For scripted policies only: a language model
             sees ``ids`` and nothing else.
         encode_action: Turns an action into the ids of a reply that the episode's codec will read back.
+        messages: The conversation that ``ids`` render, for a policy that takes text.
     """
 
     ids: list[int]
@@ -33,6 +35,7 @@ class Request:
     top_p: float = 1.0
     info: Mapping[str, Any] = field(default_factory=dict)
     encode_action: Callable[[str], list[int]] = field(default=lambda action: list(action.encode()))
+    messages: Sequence[Message] = ()
 
 
 @dataclass
@@ -42,15 +45,17 @@ class Generation:
     Attributes:
         ids: Sampled tokens; the closing token is the last one if the policy ended its turn.
         logps: Log-probability of each under the distribution it was drawn from (at temperature 0: under the
-            model's own distribution).
+            model's own distribution); NaN where it is not known, which cannot be trained on.
         version: Version of the weights that sampled it, -1 for a policy without weights.
         finish: ``stop`` or ``length``.
+        usage: Counts to sum over the episode into ``Trajectory.info``, such as the tokens an endpoint bills.
     """
 
     ids: list[int]
     logps: list[float]
     version: int
     finish: Literal["stop", "length"]
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 class Session(Protocol):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from agentgym.errors import ConfigError, missing, unknown
 from agentgym.policies.base import Policy
 from agentgym.policies.scripted import CannedPolicy, ExpertPolicy, RandomPolicy
@@ -11,7 +14,10 @@ SPECS = {
     "random": "a random admissible command",
     "canned:A;B;...": "the actions A, B, ..., the last one repeated",
     "hf:FOLDER": "a transformers model, by folder or Hugging Face id",
+    "openai:MODEL@URL": "a model behind an OpenAI-compatible chat endpoint; the key is in OPENAI_API_KEY",
 }
+
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
 def make_policy(spec: str, threads: int = 0) -> Policy:
@@ -23,7 +29,7 @@ def make_policy(spec: str, threads: int = 0) -> Policy:
 
     Raises:
         ConfigError: For an unknown name or a model that cannot be loaded.
-        MissingDependency: If a model is asked for without torch and transformers.
+        MissingDependency: If a model is asked for without torch and transformers, or an endpoint without openai.
     """
     kind, _, rest = spec.partition(":")
     if spec == "expert":
@@ -32,6 +38,8 @@ def make_policy(spec: str, threads: int = 0) -> Policy:
         return RandomPolicy()
     if kind == "canned":
         return CannedPolicy([a.strip() for a in rest.split(";") if a.strip()])
+    if kind == "openai":
+        return _openai(rest, spec)
     if kind != "hf":
         raise unknown("policy", spec, SPECS)
     if not rest:
@@ -43,3 +51,31 @@ def make_policy(spec: str, threads: int = 0) -> Policy:
         raise missing(str(error.name), "train") from error
     model, _, renderer = open_model(ModelConfig(path=rest, threads=threads), 0, None)
     return HFPolicy(model, renderer, spec)
+
+
+def fingerprint(spec: str) -> str:
+    """A hash of the files of a local model, "" for a policy whose name says it all or that lies elsewhere.
+
+    Every byte of the weights, the config and the tokenizer counts: a model that was trained on in the same folder is
+    another one.
+    """
+    kind, _, rest = spec.partition(":")
+    folder = Path(rest).expanduser()
+    if kind != "hf" or not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.is_file()):
+        with open(path, "rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _openai(rest: str, spec: str) -> Policy:
+    model, _, url = rest.rpartition("@")
+    if not model:
+        raise ConfigError(f"policy {spec!r} needs a model and an address: openai:MODEL@http://127.0.0.1:8000/v1")
+    try:
+        from agentgym.policies.openai import OpenAIPolicy
+    except ModuleNotFoundError as error:
+        raise missing(str(error.name), "openai") from error
+    return OpenAIPolicy(model, url, spec)

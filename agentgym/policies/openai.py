@@ -1,0 +1,167 @@
+"""A model behind an OpenAI-compatible chat endpoint, for evaluation only: messages go out, text comes back.
+
+The endpoint keeps its tokens to itself. A trajectory stores the bytes of the text instead, with NaN for their
+log-probabilities, and nothing can be trained on them (`learner.pack.rows_of` refuses). What the endpoint counted, and
+bills, is summed in ``Trajectory.info`` as ``prompt_tokens`` and ``completion_tokens``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+from agentgym.errors import ConfigError, EngineError
+from agentgym.policies.base import Generation, Request
+from agentgym.renderer import ByteTokenizer, Renderer
+
+
+class OpenAISession:
+    """The endpoint remembers nothing, so there is nothing to open or close."""
+
+    def __init__(self, policy: OpenAIPolicy):
+        self.policy = policy
+
+    def begin(self, key: tuple[int, ...], group: str) -> None:
+        """Start an episode."""
+
+    async def generate(self, request: Request) -> Generation:
+        """Ask for one turn."""
+        return await self.policy.ask(request)
+
+    def close(self) -> None:
+        """End."""
+
+
+class OpenAIPolicy:
+    """The policy protocol over a chat endpoint.
+
+    Attributes:
+        model: Name of the model at the endpoint.
+        url: Base address of the endpoint, with ``/v1``.
+        timeout: Seconds a request may take before the client tries again.
+    """
+
+    version = -1
+    context_limit: int | None = None
+
+    def __init__(self, model: str, url: str, name: str = "openai", timeout: float = 120.0):
+        """Prepare a client; nothing is sent yet. The key is taken from OPENAI_API_KEY; loopback needs none.
+
+        Raises:
+            ConfigError: If the address is none, or holds a password, or OPENAI_API_KEY is missing.
+        """
+        loopback = _check_address(url)
+        key = os.environ.get("OPENAI_API_KEY", "")
+        if not key and not loopback:
+            raise ConfigError(f"set OPENAI_API_KEY for {url} (any text, if that server wants no key)")
+        self.model, self.url, self.name, self.timeout = model, url, name, timeout
+        self.renderer = Renderer(ByteTokenizer())
+        self.env_options: dict[str, Any] = {}
+        self._key = key
+        self._client: Any = openai.AsyncOpenAI(
+            api_key=key or "none",
+            base_url=url,
+            timeout=timeout,
+            # no connection outlives its request: the client works in any event loop and leaves nothing open
+            default_headers={"Connection": "close"},
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=not loopback),
+        )
+        self._limit = "max_tokens"
+
+    def open(self) -> OpenAISession:
+        """Open a place for episodes."""
+        return OpenAISession(self)
+
+    async def ask(self, request: Request) -> Generation:
+        """Send the messages and return the bytes of the answer.
+
+        Raises:
+            EngineError: If the endpoint cannot be reached, refuses, or answers with something else than a message.
+        """
+        try:
+            answer = await self._complete(request)
+            choice = answer.choices[0]
+            text, finish = choice.message.content or "", choice.finish_reason
+            usage = answer.usage
+        except (openai.OpenAIError, ValueError) as error:
+            raise EngineError(self._explain(error)) from None
+        except (AttributeError, IndexError, TypeError):
+            raise EngineError(f"{self.url} answered without a message: is it a chat endpoint?") from None
+        ids = list(text.encode(errors="replace"))
+        if finish != "length":
+            ids.append(self.renderer.close_id)
+        counts = {k: getattr(usage, k, None) for k in ("prompt_tokens", "completion_tokens")}
+        return Generation(
+            ids,
+            [math.nan] * len(ids),
+            -1,
+            "length" if finish == "length" else "stop",
+            usage={k: n for k, n in counts.items() if isinstance(n, int)},
+        )
+
+    async def _complete(self, request: Request) -> Any:
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "messages": list(request.messages),
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": int(request.rng.integers(2**31)),
+        }
+        try:
+            return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
+        except openai.BadRequestError as error:
+            if self._limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
+                raise
+            self._limit = "max_completion_tokens"  # what newer models call it
+        return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
+
+    def _explain(self, error: Exception) -> str:
+        """The error as one sentence, without the key."""
+        if isinstance(error, openai.APITimeoutError):
+            return f"{self.url} did not answer within {self.timeout:g} s"
+        if isinstance(error, openai.APIConnectionError):
+            return f"cannot reach {self.url}: {error.__cause__ or error}: is the server running, and still?"
+        said = " ".join(str(error).split())[:400]
+        if self._key:
+            said = said.replace(self._key, "***")
+        if isinstance(error, openai.APIStatusError):
+            return f"{self.url} refused the request for model {self.model!r}: {said}"
+        return f"{self.url} answered with something else than a chat completion: {said}"
+
+    async def score(self, ids: list[int], start: int) -> list[float]:
+        """A chat endpoint does not tell."""
+        raise EngineError(f"the {self.name} policy cannot score tokens: use hf:FOLDER")
+
+    def load_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """The weights are the endpoint's own."""
+        raise EngineError(f"the {self.name} policy is for evaluation only: it cannot load weights")
+
+
+def _check_address(url: str) -> bool:
+    """Whether the address is on this machine.
+
+    Raises:
+        ConfigError: If it is no address, or holds what must not be stored with every trajectory.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ConfigError(f"{url!r} is no address of an endpoint: write it like http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(
+            "the address of an endpoint is stored with every trajectory: no user, password or ? in it; "
+            "the key belongs into OPENAI_API_KEY"
+        )
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
