@@ -103,9 +103,9 @@ def test_functions_arguments_and_what_is_defined_here_are_checked_too():
     rounds = 3
     for env, kwargs in ((Local, {"rounds": 3}), (lambda: Local(rounds), {})):
         assert check_agent_env(env, kwargs, skip=["growth"]).passed
-    with pytest.raises(ConfigError, match="wrong env.kwargs"):
+    with pytest.raises(ConfigError, match=r"wrong env\.kwargs"):
         check_agent_env(Local)
-    with pytest.raises(ConfigError, match="wrong env.kwargs"):
+    with pytest.raises(ConfigError, match=r"wrong env\.kwargs"):
         check_agent_env(Local, {"rouns": 3})
 
 
@@ -125,11 +125,13 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in left
-    script = "from agentgym.checks import *\nfrom helpers_broken_envs import LeavesProcess\n"
-    script += (
-        "import os, subprocess\nreport = check_agent_env(LeavesProcess, skip=[c for c in CHECKS if c != 'close'])\n"
-    )
-    script += "print(subprocess.run(['ps', '--ppid', str(os.getpid()), '-o', 'comm='], capture_output=True, text=True).stdout)"
+    script = """
+import os, subprocess
+from agentgym.checks import CHECKS, check_agent_env
+from helpers_broken_envs import LeavesProcess
+check_agent_env(LeavesProcess, skip=[c for c in CHECKS if c != "close"])
+print(subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "comm="], capture_output=True, text=True).stdout)
+"""
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
