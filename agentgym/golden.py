@@ -7,6 +7,7 @@ commands, the reward and what has changed among the scalars of ``info``.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -23,14 +24,17 @@ from agentgym.errors import ConfigError
 _KEY = "agentgym_golden"
 _VERSION = 1
 _NOISE = 0.2
+_LONGEST_NAME = 100
 SEEDS, STEPS = (0, 1), 20
 
 
 def path_of(folder: Path, env_id: str, kwargs: dict[str, Any]) -> Path:
     """The file of an environment with these arguments."""
     settings = "".join(f".{key}={value}" for key, value in sorted(kwargs.items()))
-    name = f"{env_id.rpartition('/')[2]}{settings}"
-    return folder / ("".join(c if c.isalnum() or c in "-_.=" else "_" for c in name) + ".txt")
+    name = "".join(c if c.isalnum() or c in "-_.=" else "_" for c in f"{env_id.rpartition('/')[2]}{settings}")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    return folder / f"{name}.txt"
 
 
 def record(env_id: str, kwargs: dict[str, Any], seeds: Sequence[int] = SEEDS, steps: int = STEPS) -> str:

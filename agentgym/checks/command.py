@@ -50,6 +50,8 @@ def golden(env_id: str | None, settings: CheckSettings, folder: Path, args: argp
                     failures.append(Failure("golden", found))
                 compared.append(str(path))
             except MissingDependency as error:
+                if env_id is not None:
+                    raise
                 skipped[str(path)] = str(error)
             bar.update(job, advance=1, note=path.stem)
     if env_id is None and not args.write:
