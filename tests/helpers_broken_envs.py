@@ -5,6 +5,7 @@ They run in the processes that `check_agent_env` starts, driven through gymnasiu
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
@@ -181,6 +182,16 @@ class MovesNumpy(Good):
     def reset(self, *, seed=None, options=None):
         np.random.random()  # noqa: NPY002
         return super().reset(seed=seed, options=options)
+
+
+class MovesTorch(Good):
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.torch = importlib.import_module("torch")
+
+    def step(self, action):
+        self.torch.rand(1)
+        return super().step(action)
 
 
 class ReadsRandom(Good):
@@ -412,6 +423,10 @@ class WithArguments(Good):
         super().__init__(render_mode)
         self.rounds = rounds
 
+    def reset(self, *, seed=None, options=None):
+        self.rounds = (options or {}).get("rounds", self.rounds)
+        return super().reset(seed=seed, options=options)
 
-gym.register("broken/Good-v0", entry_point=f"{__name__}:Good", disable_env_checker=True)
-gym.register("broken/Moody-v0", entry_point=f"{__name__}:Moody", disable_env_checker=True)
+
+for _class in (Good, Moody, WithArguments):
+    gym.register(f"broken/{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}", disable_env_checker=True)

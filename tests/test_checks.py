@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,11 @@ from pathlib import Path
 import helpers_broken_envs as broken
 import pytest
 
+from agentgym import cli
 from agentgym.checks import CHECKS, Failure, check_agent_env
 from agentgym.errors import ConfigError, EnvError
 
+PROGRESS = re.compile(r" \d+/\d+(,| ) *\d|^$")
 BROKEN = {
     broken.Unseeded: ("gymnasium", "super().reset(seed=seed)"),
     broken.Warns: ("gymnasium", "check_env warns: Official support for the `seed` function is dropped"),
@@ -33,6 +37,7 @@ BROKEN = {
     broken.Remembers: ("group", "of a fresh instance and of one left in a game differ: observation is"),
     broken.MovesRandom: ("global_rng", "moved the global generator of random"),
     broken.MovesNumpy: ("global_rng", "moved the global generator of numpy.random"),
+    broken.MovesTorch: ("global_rng", "moved the global generator of torch"),
     broken.ReadsRandom: ("global_rng", "depends on the seed of a global generator: seed 0, reset"),
     broken.Lenient: ("misuse", "a step before reset was taken as if nothing were wrong"),
     broken.Careless: ("misuse", "a step after the end raised IndexError: list index out of range"),
@@ -127,6 +132,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     assert str(tmp_path) not in left
     script = """
 import os, subprocess
+from agentgym import cli
 from agentgym.checks import CHECKS, check_agent_env
 from helpers_broken_envs import LeavesProcess
 check_agent_env(LeavesProcess, skip=[c for c in CHECKS if c != "close"])
@@ -158,3 +164,55 @@ def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error) as caught:
         check_agent_env(*arguments)
     assert message in str(caught.value)
+
+
+def test_the_command_says_what_was_found(capsys):
+    fast = [part for name in set(CHECKS) - {"text", "deterministic"} for part in ("--skip", name)]
+    moody = ["check", "helpers_broken_envs:broken/Moody-v0", *fast]
+    assert cli.main(moody) == 1
+    out, err = capsys.readouterr()
+    assert "deterministic  FAILED  the same seed and actions, played again: seed 0, step 4" in out
+    assert "text           ok\n" in out
+    assert "growth         not run: asked not to\n" in out
+    assert "helpers_broken_envs:broken/Moody-v0: 2 checks in" in out
+    assert all(PROGRESS.search(line) for line in err.splitlines())
+    assert cli.main([*moody, "--json", "--seeds", "2"]) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert (found["passed"], [f["check"] for f in found["failures"]], err) == (False, ["deterministic"], "")
+    assert cli.main(["check", "helpers_broken_envs:broken/Good-v0", *fast, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["passed"], found["failures"], sorted(found["ran"])) == (True, [], ["deterministic", "text"])
+
+
+def test_the_command_takes_arguments_and_options(capsys):
+    fast = [part for name in set(CHECKS) - {"expert"} for part in ("--skip", name)]
+    rounds = ["check", "helpers_broken_envs:broken/WithArguments-v0", *fast, "--json", "--set", "env.kwargs.rounds=2"]
+    assert cli.main(rounds) == 0
+    assert json.loads(capsys.readouterr().out)["kwargs"] == {"rounds": 2}
+    assert cli.main([*rounds, "env.options.rounds=30"]) == 1
+    assert "after 12 steps with success=False" in json.loads(capsys.readouterr().out)["failures"][0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "ID is missing: which environment?"),
+        (["broken/Goood-v0"], "unknown environment 'broken/Goood-v0'"),
+        (["broken/Good-v0", "--seeds", "1"], "--seeds 1: it must be at least 2"),
+        (["broken/Good-v0", "--skip", "txt"], "unknown check 'txt': did you mean text"),
+        (["broken/Good-v0", "--write"], "--write is for golden transcripts"),
+        (["broken/Good-v0", "--set", "rollout.codec=plain"], "unknown config key 'rollout'"),
+        (["broken/Good-v0", "--set", "env.kwargs.rouns=1"], "rouns"),
+        (["broken/Good-v0", "--golden", "/proc/none", "--write"], "/proc/none"),
+        (["broken/Good-v0", "--golden", "/nowhere"], "no golden transcript /nowhere/Good-v0.txt"),
+    ],
+)
+def test_mistakes_on_the_command_line(capsys, arguments, message):
+    assert cli.main(["check", *arguments]) in (1, 2)
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not PROGRESS.search(line)]
+    assert out == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("agentgym: error: ")
+    assert message in lines[0]
