@@ -1,4 +1,4 @@
-"""The command line: ``agentgym envs | train | eval | view``.
+"""The command line: ``agentgym envs | check | play | train | eval | view | doctor``.
 
 Every error a user can make is one line on standard error, with the fix in it, and exit code 2.
 """
@@ -107,10 +107,45 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="for machines")
     evaluate.set_defaults(run=_eval)
 
+    _add_check(commands)
+    _add_play(commands)
+
     view = commands.add_parser("view", help="write the HTML report of a run folder")
     view.add_argument("dir", metavar="DIR", help="run folder")
     view.set_defaults(run=_view)
+
+    doctor = commands.add_parser("doctor", help="say what is installed, what is missing, and how to mend it")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="check that an environment keeps its promises",
+        description="Check that an environment is fit for training language models in it, or compare what it says "
+        "with golden transcripts.",
+    )
+    check.add_argument("env", nargs="?", metavar="ID", help="environment; with --golden, all of them by default")
+    check.add_argument("--seeds", type=int, default=3, metavar="N", help="play seeds 0 to N-1 (default: 3)")
+    check.add_argument("--skip", action="append", default=[], metavar="NAME", help="leave a check out; may be repeated")
+    _add_set(check)
+    check.add_argument("--golden", metavar="DIR", help="compare with the golden transcripts in DIR instead")
+    check.add_argument("--write", action="store_true", help="with --golden: write them anew")
+    check.add_argument("--json", action="store_true", help="for machines")
+    check.set_defaults(run=_check)
+
+
+def _add_play(commands: Any) -> None:
+    play = commands.add_parser(
+        "play", help="play an episode in the terminal", description="Play an episode in the terminal."
+    )
+    play.add_argument("env", metavar="ID", help="environment, see `agentgym envs`")
+    play.add_argument("--policy", metavar="P", help="who plays instead of you: expert, random, canned:A;B, hf:FOLDER")
+    play.add_argument("--seed", type=int, default=0, metavar="S", help="chooses the episode (default: 0)")
+    _add_set(play)
+    play.set_defaults(run=_play)
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
@@ -281,6 +316,55 @@ def _view(args: argparse.Namespace) -> None:
     from agentgym.report import write_report
 
     print(write_report(Path(args.dir)))
+
+
+def _env_settings(cls: Any, args: argparse.Namespace) -> Any:
+    """The settings of ``--set`` and the environment; options of ``reset`` only where they are given."""
+    from agentgym import config
+
+    values = config.overlay({"env": {"options": {}}}, config.settings(args.set))
+    return config.build(cls, config.overlay(values, {"env": {"id": args.env}} if args.env else {}))
+
+
+def _check(args: argparse.Namespace) -> int:
+    from agentgym.checks import command
+
+    if args.write and not args.golden:
+        raise ConfigError("--write is for golden transcripts: give their folder with --golden DIR")
+    if args.golden:
+        return command.golden(args.env, _env_settings(command.CheckSettings, args), Path(args.golden), args)
+    if not args.env:
+        raise ConfigError("ID is missing: which environment? See `agentgym envs`")
+    if args.seeds < 2:
+        raise ConfigError(f"--seeds {args.seeds}: it must be at least 2")
+    return command.check(_env_settings(command.CheckSettings, args), args)
+
+
+def _play(args: argparse.Namespace) -> int:
+    from agentgym import play
+    from agentgym.env_worker import EnvPool, make_env
+    from agentgym.evaluate import EvalSettings
+    from agentgym.policies.specs import make_policy
+
+    if args.seed < 0:
+        raise ConfigError(f"--seed {args.seed}: it must be at least 0")
+    chosen = _env_settings(EvalSettings, args)
+    env = make_env(chosen.env.id, chosen.env.kwargs)
+    if args.policy is None:
+        return play.by_hand(env, args.seed, chosen.env.options)
+    env.close()
+    policy = make_policy(args.policy)
+    policy.name = args.policy
+    with EnvPool(chosen.env.id, chosen.env.kwargs) as pool:
+        return play.by_policy(pool, policy, chosen.rollout, args.seed, chosen.env.options)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from agentgym import doctor
+
+    findings = doctor.examine()
+    doctor.show(findings, args.json)
+    return 0 if doctor.healthy(findings) else 1
 
 
 if __name__ == "__main__":

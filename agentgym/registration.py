@@ -19,6 +19,8 @@ class EnvEntry:
         extra: The pip extra that installs the engine, or None.
         needs: System parts beside Python packages, such as ``java``.
         kwargs: Default keyword arguments of the class for this id.
+        variants: Arguments of ``gym.make`` that the tests check and that have a golden transcript each; where time is
+            short, the first stands for all.
     """
 
     id: str
@@ -27,6 +29,7 @@ class EnvEntry:
     extra: str | None = None
     needs: tuple[str, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    variants: tuple[dict[str, Any], ...] = ({},)
 
 
 ENVIRONMENTS: tuple[EnvEntry, ...] = (
@@ -36,6 +39,7 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "TextWorld: walk to the coin and take it; difficulty by level",
         extra="textworld",
         kwargs={"challenge": "coin"},
+        variants=({"n_games": 2},),
     ),
     EnvEntry(
         "agentgym/TextWorld-Treasure-v0",
@@ -43,6 +47,7 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "TextWorld: find the right object behind doors and containers; difficulty by level",
         extra="textworld",
         kwargs={"challenge": "treasure"},
+        variants=({"n_games": 2},),
     ),
     EnvEntry(
         "agentgym/TextWorld-Cooking-v0",
@@ -50,6 +55,7 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "TextWorld: gather, prepare and cook the ingredients of a recipe",
         extra="textworld",
         kwargs={"challenge": "cooking"},
+        variants=({"n_games": 2},),
     ),
     EnvEntry(
         "agentgym/TextWorldExpress-v0",
@@ -57,6 +63,19 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "TextWorldExpress: eight fast text games, chosen by the argument game",
         extra="textworld-express",
         needs=("java",),
+        variants=tuple(
+            {"game": game}
+            for game in (
+                "coin",
+                "mapreader",
+                "twc",
+                "cookingworld",
+                "arithmetic",
+                "sorting",
+                "simonsays",
+                "peckingorder",
+            )
+        ),
     ),
 )
 
