@@ -1,12 +1,13 @@
 .PHONY: setup test test-slow lint quickstart bench lock clean
 SEED ?= 0
+ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
 
 setup:  ## Create .venv with pinned packages (DEVICE=cuda for the CUDA build of torch)
 	@scripts/setup.sh
 
-quickstart: setup  ## Warm-start a small model and let it learn to win a text game (SEED=0)
-	@.venv/bin/python examples/01_quickstart.py --seed $(SEED) --out $(OUT)
+quickstart: setup  ## Warm-start a small model and let it learn to win a text game (SEED=0 ALGO=grpo or ppo)
+	@.venv/bin/python examples/01_quickstart.py --algorithm $(ALGO) --seed $(SEED) --out $(OUT)
 
 test:  ## Lint, types, and all but the slow tests
 	@scripts/setup.sh --test

@@ -38,6 +38,7 @@ def main() -> None:
     """Run the steps and print what came of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--algorithm", choices=("grpo", "ppo"), default="grpo", help="how it learns (default: grpo)")
     parser.add_argument("--out", type=Path, help="folder (default: runs/quickstart-SEED)")
     parser.add_argument("--model", help="a Hugging Face id or folder to start from instead of the tiny model")
     args = parser.parse_args()
@@ -55,24 +56,25 @@ def main() -> None:
     model = {"model": {"path": args.model}, "text_weight": 0.0, "optim": {"lr": 2e-5}} if args.model else {}
     lr = {"optim": {"lr": 3e-6}} if args.model else {}
 
-    from agentgym.trainers import grpo, sft
+    from agentgym.trainers import grpo, ppo, sft
 
     train(sft, "quickstart_sft.yaml", out / "sft", {"seed": args.seed, **model})
     start = {"model": {"path": str(out / "sft" / "final")}}
-    results = train(grpo, "quickstart_grpo.yaml", out / "grpo", {"seed": args.seed, **start, **lr})
+    trainer, learned = {"grpo": grpo, "ppo": ppo}[args.algorithm], out / args.algorithm
+    results = train(trainer, f"quickstart_{args.algorithm}.yaml", learned, {"seed": args.seed, **start, **lr})
 
     before, after = results["before"], results["after"]
     print(line("after the warm start", before))
-    print(line("after GRPO", after))
+    print(line(f"after {args.algorithm.upper()}", after))
     gain = after.success.mean - before.success.mean
     apart = after.success.ci95[0] > before.success.ci95[1]
     print(
         f"success rose by {100 * gain:.1f} points on {after.episodes} held-out games; the 95 % intervals "
         f"{'do not overlap' if apart else 'overlap'}; {time.perf_counter() - started:.0f} s in all"
     )
-    print(f"report: {out}/grpo/report.html   curve: {out}/grpo/learning_curve.png   model: {out}/grpo/final")
+    print(f"report: {learned}/report.html   curve: {learned}/learning_curve.png   model: {learned}/final")
     summary = {"expert": expert, "before": before, "after": after}
-    (out / "quickstart.json").write_text(json.dumps({k: v.to_dict() for k, v in summary.items()}, indent=1))
+    (out / f"{args.algorithm}.json").write_text(json.dumps({k: v.to_dict() for k, v in summary.items()}, indent=1))
 
 
 if __name__ == "__main__":
