@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart bench lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained bench bench-trl lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -8,6 +8,12 @@ setup:  ## Create .venv with pinned packages (DEVICE=cuda for the CUDA build of 
 
 quickstart: setup  ## Warm-start a small model and let it learn to win a text game (SEED=0 ALGO=grpo or ppo)
 	@.venv/bin/python examples/01_quickstart.py --algorithm $(ALGO) --seed $(SEED) --out $(OUT)
+
+smollm2: setup  ## Fetch SmolLM2-135M-Instruct (93 MB) and print the folder of the converted model
+	@.venv/bin/python scripts/fetch_smollm2.py
+
+pretrained: setup  ## Warm-start SmolLM2-135M and let it learn the same game in free text (SEED=0)
+	@.venv/bin/python examples/02_pretrained.py --seed $(SEED)
 
 test:  ## Lint, types, and all but the slow tests
 	@scripts/setup.sh --test
@@ -22,8 +28,11 @@ lint: setup  ## ruff and mypy
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Every benchmark
-	@for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+bench: setup  ## Every benchmark but bench-trl
+	@for script in $(filter-out benchmarks/trl_grpo.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+
+bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
+	@.venv/bin/python benchmarks/trl_grpo.py
 
 lock: setup  ## Pin what is installed now
 	@.venv/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|uv)==' > requirements.lock
