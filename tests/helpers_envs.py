@@ -185,6 +185,13 @@ class NoExpert(Echo):
         return {"success": self.right == self.rounds}
 
 
+class NoSuccess(Echo):
+    """`Echo` without a notion of success."""
+
+    def _info(self) -> dict[str, Any]:
+        return {k: v for k, v in super()._info().items() if k != "success"}
+
+
 class Careless(Echo):
     """`Echo` that ignores its seed, as many environments do."""
 
@@ -202,7 +209,7 @@ class Numbers(Echo):
         return np.zeros(4), info
 
 
-for _name in ("Fault", "Echo", "NoExpert", "Careless", "Numbers"):
+for _name in ("Fault", "Echo", "NoExpert", "NoSuccess", "Careless", "Numbers"):
     if f"test/{_name}-v0" not in gym.registry:
         gym.register(f"test/{_name}-v0", entry_point=f"{__name__}:{_name}", disable_env_checker=True)
 

@@ -19,6 +19,7 @@ from agentgym.trainers import sft
 from helpers_policies import tiny_model
 
 from agentgym import cli, store
+from agentgym.evaluate import compare
 from agentgym.registration import ENVIRONMENTS
 from agentgym.run import Run
 
@@ -459,8 +460,43 @@ def test_one_policy_gives_one_result_and_several_give_a_list(run):
         assert low < 0.25 < high
     code, out, _ = run(*EVAL, "--policy", "expert", "--policy", "random", "--episodes", "12")
     assert code == 0
-    assert [line.split(":")[0] for line in out.splitlines()] == ["expert", "random"]
-    assert "12 episodes, 0 failed;  success 1.000 [0.758, 1.000]  return 1.000" in out
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert [line[0] for line in lines] == [
+        *("means", "policy", "─" * len(lines[2][0]), "expert", "random"),
+        *("difference", "policy", "─" * len(lines[7][0]), "random"),
+    ]
+    assert lines[3] == ["expert", "12", "0", "100.0", "[75.8,", "100.0]", "1.00", "[1.00,", "1.00]", "2.0", "n/a"]
+    assert lines[8][1:3] == ["12", "0"]
+    assert lines[8][3].startswith("-")
+
+
+def test_policies_are_compared_with_the_first_one(run, tmp_path):
+    arguments = ["--policy", "expert", "--policy", "random", "--policy", "canned:red", "--episodes", "40", "--json"]
+    _, out, _ = run(*EVAL, *arguments, "--out", tmp_path)
+    results = json.loads(out)
+    assert "versus" not in results[0]
+    played = {r["policy"]: store.read(tmp_path / f"{r['policy'].replace(':', '_')}.jsonl") for r in results}
+    for result in results[1:]:
+        versus = result["versus"]
+        assert (versus["baseline"], versus["episodes"], versus["dropped"]) == ("expert", 40, 0)
+        assert versus["success"]["mean"] == pytest.approx(result["success"]["mean"] - results[0]["success"]["mean"])
+        assert versus == compare("expert", played["expert"], played[result["policy"]]).to_dict()
+
+
+def test_names_of_policies_are_printed_as_they_are(run):
+    code, out, _ = run(*EVAL, "--policy", "canned:[bold]red[/bold]", "--policy", "expert", "--episodes", "2")
+    assert (code, out.count("canned:[bold]red[/bold]")) == (0, 2)
+
+
+def test_an_environment_without_success_says_so(run):
+    arguments = ["eval", "--env", "helpers_envs:test/NoSuccess-v0", "--policy", "expert", "--policy", "random"]
+    code, out, _ = run(*arguments, "--episodes", "8", "--json")
+    results = json.loads(out)
+    assert (code, [r["success"] for r in results], results[1]["versus"]["success"]) == (0, [None, None], None)
+    assert results[1]["versus"]["return"]["mean"] < 0
+    code, out, _ = run(*arguments, "--episodes", "8")
+    assert (code, "nan" in out, "0.0 [" in out) == (0, False, False)
+    assert out.count("n/a") == 5
 
 
 def test_a_model_is_evaluated_from_its_folder(run, place):
@@ -569,12 +605,21 @@ def test_the_resolved_settings_can_be_given_back(run, tmp_path):
         assert yaml.safe_load(run("train", algorithm, "--config", file, "--seed", "8", "--show-config")[1])["seed"] == 8
 
 
+def test_training_where_success_is_not_defined(run, tmp_path):
+    settings = [x.replace(ECHO, "helpers_envs:test/NoSuccess-v0") for x in QUICK]
+    code, text, err = run("train", "sft", "--out", tmp_path / "run", "--set", *settings)
+    assert code == 0, err
+    assert "  after: success % n/a  return" in text
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["after"]["success"] is None
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_training_evaluating_and_viewing(run, tmp_path):
     helpers_envs.forget()
     out = tmp_path / "a folder"
     code, text, err = run("train", "sft", "--out", out, "--set", *QUICK)
     assert code == 0, err
-    assert "  after: success" in text
+    assert "  after: success %" in text
     assert f"model:  {out}/final\nreport: {out}/report.html\n" in text
     assert yaml.safe_load((out / "config.yaml").read_text())["model"]["hidden"] == 16
     assert json.loads((out / "versions.json").read_text())["gymnasium"]

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 
 import helpers_envs
+import numpy as np
 import pytest
-from helpers_policies import tiny_policy
+import torch
+from helpers_policies import tiny_model, tiny_policy
 
 from agentgym import seeding, store
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError, TooManyFailures
-from agentgym.evaluate import Evaluation, eval_tasks, evaluate, mean_interval, summarise, wilson
+from agentgym.evaluate import (
+    Evaluation,
+    compare,
+    eval_tasks,
+    evaluate,
+    mean_interval,
+    paired_difference,
+    sampled_tokens,
+    summarise,
+    wilson,
+)
+from agentgym.learner.checkpoint import save_model
 from agentgym.policies.scripted import CannedPolicy, ExpertPolicy, RandomPolicy
+from agentgym.policies.specs import fingerprint, make_policy
 from agentgym.rollout import RolloutConfig
 from agentgym.types import Segment, Status, Trajectory, Turn
 
@@ -78,6 +93,119 @@ def test_failed_episodes_count_nowhere_but_as_failed():
     assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert found.metrics()["eval/success"] == 0.5
     assert found.metrics()["eval/return"] == 1.0
+
+
+def test_success_that_is_not_defined_is_not_zero():
+    found = summarise("p", 0, [episode(Status.DONE, None, [1.0], 4), episode(Status.TRUNCATED, None, [3.0], 2)])
+    assert math.isnan(found.success.mean)
+    assert found.returns.mean == 2.0
+    assert found.to_dict()["success"] is None
+    assert Evaluation.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    some = summarise("p", 0, [episode(Status.DONE, True, [1.0], 4), episode(Status.TRUNCATED, None, [3.0], 2)])
+    assert some.success == wilson(1, 2)  # an environment may tell at the end only
+
+
+def test_bytes_are_not_counted_as_tokens():
+    written = episode(Status.DONE, True, [1.0], 40)
+    written.segments[0].versions = [-1] * 40
+    assert sampled_tokens(written) is None
+    assert summarise("p", 0, [written]).to_dict()["tokens"] is None
+    written.info = {"completion_tokens": 7}
+    assert sampled_tokens(written) == 7
+    assert sampled_tokens(episode(Status.DONE, True, [1.0], 40)) == 40
+    assert summarise("p", 0, [written, episode(Status.DONE, True, [1.0], 5)]).tokens.mean == 6.0
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [  # both won, only the first, only the second, neither
+        # Fagerland, Lydersen, Laake (2014), Statistics in Medicine 33:2850: airway reactivity, Newcombe's interval
+        ((1, 1, 7, 12), -0.507, -0.026),
+        # Cavo et al. (2012), as the R package contingencytables gives it
+        ((59, 6, 16, 80), -0.1186, -0.0046),
+    ],
+)
+def test_paired_differences_against_published_intervals(table, low, high):
+    n = sum(table)
+    found = paired_difference(*table)
+    assert found.mean == pytest.approx((table[1] - table[2]) / n)
+    assert found.ci95 == pytest.approx((low, high), abs=5e-4 if n == 21 else 5e-5)
+
+
+def test_a_paired_difference_by_hand():
+    """Both won 30, only the first 12, only the second 2, neither 6: by hand with z = 1.96.
+
+    p = 0.84, Wilson [0.71492, 0.91660]; q = 0.64, Wilson [0.50142, 0.75861]; 30·6 - 12·2 = 156, less n/2 = 131;
+    φ = 131 / √(42·8·32·18) = 0.29778; lower: 0.12508, 0.11861; upper: 0.07660, 0.13858.
+    """
+    found = paired_difference(30, 12, 2, 6)
+    below = math.sqrt(0.12508**2 - 2 * 0.29778 * 0.12508 * 0.11861 + 0.11861**2)
+    above = math.sqrt(0.07660**2 - 2 * 0.29778 * 0.07660 * 0.13858 + 0.13858**2)
+    assert found.mean == pytest.approx(0.2)
+    assert found.ci95 == pytest.approx((0.2 - below, 0.2 + above), abs=1e-4)
+
+
+def test_paired_differences_at_the_ends():
+    assert math.isnan(paired_difference(0, 0, 0, 0).mean)
+    assert paired_difference(0, 9, 0, 0).ci95[1] == 1.0
+    assert paired_difference(0, 0, 9, 0).ci95[0] == -1.0
+    same = paired_difference(9, 0, 0, 0)
+    assert same.mean == 0.0
+    assert same.ci95[0] < 0 < same.ci95[1]
+    for both, first, second, neither in ((3, 4, 0, 0), (0, 1, 1, 0), (5, 0, 0, 5), (1, 0, 0, 0), (7, 1, 2, 40)):
+        one, other = paired_difference(both, first, second, neither), paired_difference(both, second, first, neither)
+        assert -1 <= one.ci95[0] <= one.mean <= one.ci95[1] <= 1
+        assert one.ci95 == pytest.approx((-other.ci95[1], -other.ci95[0]))
+
+
+def test_paired_intervals_cover_as_often_as_they_say():
+    """4,000 evaluations of 60 episodes by two policies whose outcomes go together."""
+    rng = np.random.default_rng(0)
+    chances = [0.4, 0.2, 0.08, 0.32]  # both, first, second, neither: a true difference of 0.12
+    tables = rng.multinomial(60, chances, size=4000).tolist()
+    hits = [low <= 0.12 <= high for low, high in (paired_difference(*t).ci95 for t in tables)]
+    assert 0.94 <= np.mean(hits) <= 0.97
+
+
+def numbered(outcomes, base=100):
+    """One episode an outcome, ``None`` for one that failed."""
+    episodes = []
+    for i, outcome in enumerate(outcomes):
+        status, success, value = (Status.ENV_ERROR, None, 9.0) if outcome is None else (Status.DONE, *outcome)
+        trajectory = episode(status, success, [value], 1)
+        trajectory.group, trajectory.env_seed = f"eval-{i:05d}", base + i
+        episodes.append(trajectory)
+    return episodes
+
+
+def test_policies_are_compared_on_the_episodes_that_both_finished():
+    theirs = numbered([(True, 1.0), (False, 0.0), None, (True, 1.0), (False, 0.5)])
+    ours = numbered([(True, 2.0), (True, 1.0), (True, 7.0), None, (False, 0.0)])
+    found = compare("first", theirs, ours[::-1])
+    assert (found.baseline, found.episodes, found.dropped) == ("first", 3, 2)
+    assert found.success == paired_difference(1, 1, 0, 1)
+    assert found.returns == mean_interval([-0.5, 1.0, 1.0])
+    assert found.to_dict()["return"]["mean"] == pytest.approx(0.5)
+    assert compare("first", theirs, ours[:3]).dropped == 1
+    assert compare("first", theirs, numbered([(True, 1.0)], base=0)).episodes == 0
+    nothing = compare("first", numbered([(None, 1.0)]), numbered([(None, 2.0)])).to_dict()
+    assert nothing == {
+        "baseline": "first",
+        "episodes": 1,
+        "dropped": 0,
+        "success": None,
+        "return": {"mean": 1.0, "ci95": [1.0, 1.0]},
+    }
+
+
+def test_pairing_takes_the_difficulty_of_the_episodes_out():
+    """The returns of both policies vary with the episode far more than they differ."""
+    level = np.random.default_rng(1).normal(0, 10, 50)
+    theirs, ours = numbered([(None, x) for x in level]), numbered([(None, x + 1) for x in level])
+    low, high = compare("first", theirs, ours).returns.ci95
+    assert 0.99 < low <= high < 1.01
+    apart = mean_interval([t.episode_return for t in theirs]).ci95
+    assert apart[1] - apart[0] > 4
 
 
 def test_the_first_episodes_are_the_same_whatever_their_number(echo):
@@ -188,6 +316,39 @@ def test_the_log_of_another_evaluation_is_refused(echo, tmp_path, change, named)
     assert named in str(caught.value)
     assert "another --out" in str(caught.value)
     assert log.read_bytes() == before
+
+
+def test_other_weights_in_the_same_folder_are_another_model(tmp_path, echo):
+    folder, log = tmp_path / "model", tmp_path / "log.jsonl"
+    spec = f"hf:{folder}"
+    assert fingerprint("expert") == fingerprint("hf:org/name") == fingerprint("openai:m@http://127.0.0.1:1/v1") == ""
+    model, tokenizer = tiny_model(seed=0)
+    save_model(folder, model, tokenizer)
+    first = fingerprint(spec)
+    settings = RolloutConfig(max_new_tokens=4, parse_limit=9)
+
+    def play(episodes):
+        return evaluate(echo, make_policy(spec, 1), settings, episodes, log=log, fingerprint=fingerprint(spec))
+
+    play(2)
+    before = log.read_bytes()
+    shutil.copytree(folder, tmp_path / "copy")
+    assert fingerprint(f"hf:{tmp_path / 'copy'}") == first
+    (folder / "trainer_state.pt").write_bytes(b"no part of the model")
+    assert fingerprint(spec) == first
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    save_model(folder, model, tokenizer)
+    assert fingerprint(spec) != first
+    with pytest.raises(ConfigError, match=r"other weights: the files of the model .* use another --out"):
+        play(4)
+    assert log.read_bytes() == before
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "copy", folder)
+    assert play(3)[0].episodes == 3
+    (folder / "chat_template.jinja").write_text("{# changed #}" + (folder / "chat_template.jinja").read_text())
+    with pytest.raises(ConfigError, match="other weights"):
+        play(3)
 
 
 def test_what_does_not_change_an_episode_may_change(echo, tmp_path):

@@ -129,7 +129,9 @@ def check(renderer, context, trajectory, policy):
     assert all(segments[s].logps[at] < 0 for s, at in trained)
 
     # the policy was asked with the row as it is stored, and the row reads as the template renders the conversation
-    for turn, asked, view in zip(turns, policy.asked, views(trajectory.messages, context, renderer.escape), strict=True):
+    for turn, asked, view in zip(
+        turns, policy.asked, views(trajectory.messages, context, renderer.escape), strict=True
+    ):
         assert segments[turn.segment].ids[: turn.start] == asked
         rendered = tokenizer.render(view)
         read = tokenizer.decode(asked)

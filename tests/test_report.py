@@ -7,14 +7,20 @@ import subprocess
 import sys
 from html import unescape
 
+import helpers_envs
 import numpy as np
 import pytest
 from run_folder import PIECES, make_run
 
-from agentgym import plots, report_data, store
+from agentgym import cli, plots, report_data, seeding, store
+from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError, MissingDependency
+from agentgym.evaluate import evaluate
+from agentgym.policies.scripted import CannedPolicy
+from agentgym.renderer import ByteTokenizer
 from agentgym.report import write_report
-from agentgym.types import Edit, Trajectory, Turn
+from agentgym.rollout import RolloutConfig
+from agentgym.types import Edit, Status, Trajectory, Turn
 
 PAYLOAD = (
     "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
@@ -201,6 +207,119 @@ def test_moving_average_is_over_the_last_values():
     assert plots.moving_average(values, 9).tolist() == [1.0, 1.5, 2.0, 2.5, 3.0]
 
 
+# ---- evaluations, errors, text ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(tmp_path, capsys):
+    """The folder of a real evaluation of three policies; the second one meets failures."""
+    folder = tmp_path / "evaluated"
+    common = ["eval", "--env", "helpers_envs:test/Fault-v0", "--episodes", "20", "--out", str(folder), "--json"]
+    plays = ["--policy", "expert", "--policy", "canned:wait", "--policy", "canned:go;"]
+    faults = ["env.kwargs.fault=raise", "env.kwargs.at=2", "env.kwargs.who=[wait]", "rollout.retries=0"]
+    failing = [seeding.eval_seed(0, i) for i in (3, 7)]
+    faults += [f"env.kwargs.seeds={failing}", "rollout.max_failure_rate=0.5"]
+    helpers_envs.forget()
+    assert cli.main([*common, *plays, "--set", *faults]) == 0
+    (tmp_path / "shown.json").write_text(capsys.readouterr().out)
+    return folder
+
+
+def test_an_evaluation_has_a_page_of_its_own(evaluated, capsys):
+    shown = json.loads((evaluated.parent / "shown.json").read_text())
+    path = write_report(evaluated)
+    data = embedded(path.read_text())
+    index = data["index"]
+    assert [{k: v for k, v in p.items() if k != "file"} for p in index["policies"]] == shown
+    assert [p["failed"] for p in index["policies"]] == [0, 2, 0]
+    assert [p["versus"]["dropped"] for p in index["policies"][1:]] == [2, 0]
+    assert index["files"] == ["expert", "canned_wait", "canned_go_"]
+    assert index["list"]["group"] == [f"eval-{i:05d}" for i in range(20)] * 3
+    assert index["curves"] == []
+    assert "env.id: helpers_envs:test/Fault-v0" in index["config"]
+    assert ["env", "helpers_envs:test/Fault-v0"] in index["facts"]
+    assert cli.main(["view", str(evaluated)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+
+
+def test_a_large_evaluation_shows_the_same_episodes_of_every_policy(evaluated):
+    index = embedded(write_report(evaluated, limit=9).read_text())["index"]
+    assert index["list"]["group"] == [f"eval-{i:05d}" for i in range(3)] * 3
+    assert index["policies"][0]["episodes"] == 20
+
+
+def test_a_repeated_episode_counts_once(evaluated):
+    log = evaluated / "canned_wait.jsonl"
+    bad = [t for t in store.read(log) if t.status.failed]
+    for trajectory in bad:
+        trajectory.status, trajectory.success, trajectory.error = Status.DONE, True, None
+    store.append(log, bad)
+    index = embedded(write_report(evaluated).read_text())["index"]
+    assert (index["policies"][1]["episodes"], index["policies"][1]["failed"], index["total"]) == (20, 0, 62)
+
+
+def test_damaged_settings_of_an_evaluation_are_named(evaluated):
+    (evaluated / "canned_wait.json").write_text('{"policy": "x"}')
+    with pytest.raises(ConfigError, match=r"canned_wait\.json: KeyError"):
+        write_report(evaluated)
+
+
+def test_errors_are_counted_by_kind_with_their_messages():
+    def failed(status, message):
+        return Trajectory("e", 1, status=status, error=message)
+
+    odd = Trajectory("e", 1, status=Status.DONE)
+    odd.turns = [Turn("o", 0, 0, 0, 0, "t", None, parse_error=e) for e in ("no number", "no number", "empty")]
+    shown = [failed(Status.TIMEOUT, "slow"), *(failed(Status.ENV_ERROR, m) for m in ("a", "b", "b")), odd]
+    curves = {"rollout/error/env_error": {1.0: 2.0, 2.0: 1.0}, "rollout/error/engine_error": {1.0: 4.0}}
+    assert report_data.errors_by_kind(shown, curves) == [
+        {"kind": "engine_error", "count": 0, "messages": [], "attempts": 4},
+        {"kind": "env_error", "count": 3, "messages": [("b", 2), ("a", 1)], "attempts": 3},
+        {"kind": "timeout", "count": 1, "messages": [("slow", 1)], "attempts": 0},
+        {"kind": "parse_error", "count": 3, "messages": [("no number", 2), ("empty", 1)], "attempts": 0},
+    ]
+
+
+def test_a_turn_shows_the_mean_advantage_of_its_tokens(run):
+    data = embedded(write_report(run).read_text())
+    stored = [t for name in data["index"]["files"] for t in store.read(run / "trajectories" / f"{name}.jsonl")]
+    learned = 0
+    for number, trajectory in enumerate(stored):
+        for shown, turn in zip(data[f"t{number}"]["turns"], trajectory.turns, strict=True):
+            advantages = trajectory.segments[turn.segment].advantages
+            learned += advantages is not None
+            expected = None if advantages is None else pytest.approx(np.mean(advantages[turn.start : turn.stop]), 1e-3)
+            assert shown["advantage"] == expected
+    assert learned > 100
+
+
+@pytest.mark.parametrize("context", ["append", "window:0"])
+def test_a_policy_that_writes_text_is_shown_as_text(tmp_path, context):
+    settings = RolloutConfig(context=context, parse_limit=9)
+    with EnvPool("test/Echo-v0", {"rounds": 3}) as pool:
+        _, [played] = evaluate(pool, CannedPolicy(["réd", "走廊", "x"]), settings, 1, log=tmp_path / "canned.jsonl")
+    data = embedded(write_report(tmp_path).read_text())
+    detail, tokenizer = data["t0"], ByteTokenizer()
+    assert data["index"]["list"]["tokens"] == [None]
+    for segment, shown, texts in zip(played.segments, detail["segments"], detail["texts"], strict=True):
+        assert "".join(texts) == tokenizer.decode(segment.ids)
+        written = [text for text, bit in zip(texts, unpacked(shown["mask"]), strict=True) if bit]
+        assert written == [
+            f"{turn.text}<|im_end|>" for turn in played.turns if played.segments[turn.segment] is segment
+        ]
+    for turn, shown in zip(played.turns, detail["turns"], strict=True):
+        texts = detail["texts"][shown["segment"]]
+        assert "".join(texts[shown["start"] : shown["stop"]]) == f"{turn.text}<|im_end|>"
+    assert data["index"]["tokens"] is None
+
+
+def test_an_episode_that_broke_shows_what_was_not_answered(tmp_path):
+    broken = Trajectory("e", 1, status=Status.ENGINE_ERROR, error="the server went away")
+    broken.messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "You see a door."}]
+    detail = report_data.detail(broken, {})
+    assert (detail["unanswered"], detail["turns"], detail["error"]) == ("You see a door.", [], "the server went away")
+
+
 # ---- in a browser ---------------------------------------------------------------------------------------
 
 
@@ -281,6 +400,34 @@ def test_the_views_show_what_they_promise(run, open_page):
     group = without_data(open_page(path, f"#t={forked}&view=group"))
     assert "reference" in group
     assert re.search(r"first differs at</th>(<td[^>]*>(turn \d+|same|reference)</td>){8}", group)
+
+
+@pytest.mark.browser
+def test_a_group_is_compared_turn_by_turn_and_an_evaluation_policy_by_policy(run, evaluated, open_page):
+    path = write_report(run)
+    data = embedded(path.read_text())
+    names = data["index"]["files"]
+    first = data["index"]["list"]["file"].index(names.index("step_00000"))
+    group = without_data(open_page(path, f"#t={first}&view=group"))
+    members = [data[f"t{first + m}"] for m in range(8)]
+    assert group.count('<td class="deed') == sum(len(m["turns"]) for m in members)
+    assert group.count("advantage") >= sum(bool(t["advantage"]) for m in members for t in m["turns"])
+    assert group.count("reward +1") == sum(t["reward"] == 1 for m in members for t in m["turns"])
+    path = write_report(evaluated)
+    overview = without_data(open_page(path))
+    assert re.search(r'<th scope="row">canned:wait</th><td>18</td><td class="warn">2</td>', overview)
+    assert "difference from expert" in overview
+    assert "2 dropped" in overview
+    assert ">env_error<" in overview
+    assert "step raised RuntimeError: it broke" in overview
+    policies = without_data(open_page(path, "#t=23&view=group"))
+    assert re.search(r"<th scope=\"col\">policy</th>.*?>expert<.*?>canned:wait<.*?>canned:go;<", policies)
+    broken = without_data(open_page(path, "#t=23"))
+    assert "counts nowhere" in broken
+    assert "it broke" in broken
+    text = without_data(open_page(path, "#t=0&view=tokens"))
+    assert "This policy writes text" in text
+    assert "<span" in text
 
 
 @pytest.mark.browser

@@ -116,7 +116,7 @@ class OpenAIPolicy:
         try:
             return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
         except openai.BadRequestError as error:
-            if self._limit == "max_completion_tokens" or "max_completion_tokens" not in str(error):
+            if self._limit == "max_completion_tokens" or "max_completion_tokens" not in error.response.text:
                 raise
             self._limit = "max_completion_tokens"  # what newer models call it
         return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
@@ -127,12 +127,15 @@ class OpenAIPolicy:
             return f"{self.url} did not answer within {self.timeout:g} s"
         if isinstance(error, openai.APIConnectionError):
             return f"cannot reach {self.url}: {error.__cause__ or error}: is the server running, and still?"
-        said = " ".join(str(error).split())[:400]
-        if self._key:
-            said = said.replace(self._key, "***")
         if isinstance(error, openai.APIStatusError):
-            return f"{self.url} refused the request for model {self.model!r}: {said}"
-        return f"{self.url} answered with something else than a chat completion: {said}"
+            said = self._clean(error.response.text)
+            return f"{self.url} refused the request for model {self.model!r}: {error.status_code} {said}"
+        return f"{self.url} answered with something else than a chat completion: {self._clean(str(error))}"
+
+    def _clean(self, text: str) -> str:
+        """One line without the key, which some servers repeat."""
+        text = " ".join(text.split())
+        return (text.replace(self._key, "***") if self._key else text)[:400]
 
     async def score(self, ids: list[int], start: int) -> list[float]:
         """A chat endpoint does not tell."""
@@ -155,7 +158,7 @@ def _check_address(url: str) -> bool:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise ConfigError(f"{url!r} is no address of an endpoint: write it like http://127.0.0.1:8000/v1")
+        raise ConfigError("the address of the endpoint cannot be read: write it like http://127.0.0.1:8000/v1")
     if parts.username is not None or parts.query or parts.fragment:
         raise ConfigError(
             "the address of an endpoint is stored with every trajectory: no user, password or ? in it; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from agentgym.errors import ConfigError, missing, unknown
@@ -71,11 +72,11 @@ def fingerprint(spec: str) -> str:
 
 
 def _openai(rest: str, spec: str) -> Policy:
-    model, _, url = rest.rpartition("@")
-    if not model:
-        raise ConfigError(f"policy {spec!r} needs a model and an address: openai:MODEL@http://127.0.0.1:8000/v1")
+    match = re.fullmatch(r"(.+)@(https?://.+)", rest)
+    if match is None:
+        raise ConfigError("policy openai: needs a model and an address: openai:MODEL@http://127.0.0.1:8000/v1")
     try:
         from agentgym.policies.openai import OpenAIPolicy
     except ModuleNotFoundError as error:
         raise missing(str(error.name), "openai") from error
-    return OpenAIPolicy(model, url, spec)
+    return OpenAIPolicy(match[1], match[2], spec)
