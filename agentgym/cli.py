@@ -199,7 +199,6 @@ def _train(args: argparse.Namespace) -> None:
 
 def _eval(args: argparse.Namespace) -> None:
     from agentgym import config
-    from agentgym.env_worker import EnvPool, make_env
     from agentgym.evaluate import EvalSettings, compare, evaluate
     from agentgym.policies.specs import fingerprint, make_policy
     from agentgym.run import progress
@@ -212,11 +211,10 @@ def _eval(args: argparse.Namespace) -> None:
     values = config.overlay(values, config.settings(args.set))
     values = config.overlay(values, {"env": {"id": args.env}})
     chosen = config.build(EvalSettings, values)
-    make_env(chosen.env.id, chosen.env.kwargs).close()
-    policies = [make_policy(spec, args.threads) for spec in args.policy]
     results: list[dict[str, Any]] = []
     baseline: list[Trajectory] = []
-    with EnvPool(chosen.env.id, chosen.env.kwargs) as pool, progress(disable=args.json) as bar:
+    with chosen.env.pool() as pool, progress(disable=args.json) as bar:
+        policies = [make_policy(spec, args.threads) for spec in args.policy]
         for spec, policy in zip(args.policy, policies, strict=True):
             policy.name = spec
             job = bar.add_task(spec, total=args.episodes, note="")
@@ -342,20 +340,18 @@ def _check(args: argparse.Namespace) -> int:
 
 def _play(args: argparse.Namespace) -> int:
     from agentgym import play
-    from agentgym.env_worker import EnvPool, make_env
+    from agentgym.env_worker import make_env
     from agentgym.evaluate import EvalSettings
     from agentgym.policies.specs import make_policy
 
     if args.seed < 0:
         raise ConfigError(f"--seed {args.seed}: it must be at least 0")
     chosen = _env_settings(EvalSettings, args)
-    env = make_env(chosen.env.id, chosen.env.kwargs)
     if args.policy is None:
-        return play.by_hand(env, args.seed, chosen.env.options)
-    env.close()
-    policy = make_policy(args.policy)
-    policy.name = args.policy
-    with EnvPool(chosen.env.id, chosen.env.kwargs) as pool:
+        return play.by_hand(make_env(chosen.env.id, chosen.env.kwargs), args.seed, chosen.env.options)
+    with chosen.env.pool() as pool:
+        policy = make_policy(args.policy)
+        policy.name = args.policy
         return play.by_policy(pool, policy, chosen.rollout, args.seed, chosen.env.options)
 
 
