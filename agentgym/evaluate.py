@@ -15,6 +15,7 @@ from agentgym import seeding, store
 from agentgym.env_worker import EnvConfig, EnvPool
 from agentgym.errors import ConfigError, TooManyFailures
 from agentgym.policies.base import Policy
+from agentgym.renderer import holds_bytes
 from agentgym.rollout import Rollout, RolloutConfig, Task
 from agentgym.types import Trajectory
 
@@ -135,8 +136,7 @@ def sampled_tokens(trajectory: Trajectory) -> int | None:
     counted = trajectory.info.get("completion_tokens")
     if isinstance(counted, int):
         return counted
-    versions = (v for segment in trajectory.segments for v in segment.versions)
-    return trajectory.action_tokens if any(v >= 0 for v in versions) else None
+    return None if holds_bytes(trajectory) else trajectory.action_tokens
 
 
 def summarise(policy: str, seed: int, trajectories: Sequence[Trajectory]) -> Evaluation:

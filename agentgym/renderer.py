@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from agentgym.errors import ContextFull, TemplateError
-from agentgym.types import Edit, Message, Segment
+from agentgym.types import Edit, Message, Segment, Trajectory
 
 _SYSTEM, _FIRST, _PROBE, _SECOND = "PROBE-2c51", "PROBE-9e08", "PROBE-7f3a", "PROBE-b64d"
 _EXCERPT = 400
@@ -106,6 +106,15 @@ class ByteTokenizer:
         """Decode bytes; invalid UTF-8 becomes U+FFFD."""
         names = {i: s.encode() for s, i in self.special.items()}
         return b"".join(names.get(i) or bytes([i]) for i in ids).decode(errors="replace")
+
+
+def holds_bytes(trajectory: Trajectory) -> bool:
+    """Whether the ids of a trajectory are the bytes of a policy that writes text, rather than tokens of a model."""
+    if not (trajectory.turns and trajectory.segments) or any(i > 257 for s in trajectory.segments for i in s.ids):
+        return False
+    turn = trajectory.turns[0]
+    written = ByteTokenizer().decode(trajectory.segments[turn.segment].ids[turn.start : turn.stop])
+    return written.removesuffix("<|im_end|>") == turn.text
 
 
 @dataclass

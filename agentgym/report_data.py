@@ -16,7 +16,7 @@ import yaml
 
 from agentgym import errors, store
 from agentgym.evaluate import compare, sampled_tokens, summarise
-from agentgym.renderer import ByteTokenizer
+from agentgym.renderer import ByteTokenizer, holds_bytes
 from agentgym.types import Segment, Trajectory, Turn
 
 _CONFIG_FACTS = {"preset": "", "model": "path", "env": "id", "seed": ""}
@@ -253,7 +253,7 @@ def detail(trajectory: Trajectory, systems: dict[str, int]) -> dict[str, Any]:
     system = first["content"] if first and first["role"] == "system" else None
     last = trajectory.messages[-1] if trajectory.messages else None
     segments, turns, texts = trajectory.segments, trajectory.turns, None
-    if _is_bytes(trajectory):
+    if holds_bytes(trajectory):
         segments, turns, texts = _as_text(trajectory)
     previous: list[Segment | None] = [None, *segments]
     return {
@@ -270,15 +270,6 @@ def detail(trajectory: Trajectory, systems: dict[str, int]) -> dict[str, Any]:
         "segments": [_segment(s, p) for s, p in zip(segments, previous, strict=False)],
         "texts": texts,
     }
-
-
-def _is_bytes(trajectory: Trajectory) -> bool:
-    """Whether the ids are the bytes of a policy that writes text, rather than tokens of a model."""
-    if any(token > 257 for segment in trajectory.segments for token in segment.ids) or not trajectory.turns:
-        return False
-    turn = trajectory.turns[0]
-    ids = trajectory.segments[turn.segment].ids[turn.start : turn.stop] if trajectory.segments else []
-    return ByteTokenizer().decode(ids).removesuffix("<|im_end|>") == turn.text
 
 
 def _as_text(trajectory: Trajectory) -> tuple[list[Segment], list[Turn], list[list[str]]]:

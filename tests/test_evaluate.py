@@ -105,15 +105,18 @@ def test_success_that_is_not_defined_is_not_zero():
     assert some.success == wilson(1, 2)  # an environment may tell at the end only
 
 
-def test_bytes_are_not_counted_as_tokens():
-    written = episode(Status.DONE, True, [1.0], 40)
-    written.segments[0].versions = [-1] * 40
+def test_bytes_are_not_counted_as_tokens(echo):
+    [written] = evaluate(echo, CannedPolicy(["red"]), QUICK, 1)[1]
+    assert written.action_tokens == 8  # two turns of three bytes and an end
     assert sampled_tokens(written) is None
     assert summarise("p", 0, [written]).to_dict()["tokens"] is None
     written.info = {"completion_tokens": 7}
     assert sampled_tokens(written) == 7
-    assert sampled_tokens(episode(Status.DONE, True, [1.0], 40)) == 40
+    sampled = episode(Status.DONE, True, [1.0], 40)
+    assert sampled_tokens(sampled) == 40
     assert summarise("p", 0, [written, episode(Status.DONE, True, [1.0], 5)]).tokens.mean == 6.0
+    sampled.segments[0].versions = [-1] * 40  # a demonstration in the tokens of a model
+    assert sampled_tokens(sampled) == 40
 
 
 @pytest.mark.parametrize(

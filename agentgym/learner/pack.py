@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
             if mask[0]:
                 raise ValueError(f"trajectory {index} trains the first token of a row, which nothing predicts")
             last = len(mask) - mask[::-1].index(1)
-            if math.isnan(sum(segment.logps)):
+            if math.isnan(sum(itertools.compress(segment.logps, mask))):
                 raise ConfigError(
                     f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
                     "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
