@@ -48,7 +48,7 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
         raise errors.ConfigError(f"{run}/trajectories: no trajectory in its .jsonl files; let the run store some")
     systems: dict[str, int] = {}
     details = [report_data.detail(trajectory, systems) for trajectory in trajectories]
-    config = (run / "config.yaml").read_text(encoding="utf-8")
+    config = _config_text(run / "config.yaml")
     index = {
         "name": run.resolve().name,
         "facts": report_data.facts(config, curves, trajectories, total),
@@ -81,6 +81,13 @@ def _check_folder(run: Path) -> None:
             f"{run} is not a complete run folder: missing or empty: {', '.join(absent)}; "
             f"expected {', '.join(expected)}, as a trainer writes them"
         )
+
+
+def _config_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise errors.ConfigError(f"{path} is damaged: {error}") from error
 
 
 def _is_filled(path: Path) -> bool:

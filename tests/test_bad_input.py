@@ -14,16 +14,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import helpers_envs
 import pytest
 import run_folder
 import yaml
 from agentgym.trainers import grpo, sft
 from helpers_policies import tiny_model
 
-from agentgym import actions, cli, config, context, store
-from agentgym.errors import AgentGymError, ConfigError
-from agentgym.types import Trajectory
+from agentgym import actions, cli, config, store
+from agentgym.errors import ConfigError
 
 TESTS = Path(__file__).parent
 PROGRESS = re.compile(r" \d+/\d+(,| ) *\d|^$")
@@ -465,3 +463,454 @@ ARGUMENTS = {
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: ascii(" ".join(a)[:60]))
 def test_arguments(run, arguments):
     check_refused(run(*arguments), ARGUMENTS[arguments])
+
+
+# ---- models ---------------------------------------------------------------------------------------------
+
+
+def tensors(data, change):
+    """A safetensors file with another header."""
+    size = struct.unpack("<Q", data[:8])[0]
+    header = change(json.loads(data[8 : 8 + size]))
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+def reshaped(header):
+    entry = next(value for name, value in header.items() if name.endswith("q_proj.weight"))
+    entry["shape"] = [entry["shape"][0] * 2, entry["shape"][1] // 2]
+    return header
+
+
+def renamed(header, part, by):
+    return {name.replace(part, by): value for name, value in header.items()}
+
+
+WEIGHTS = {
+    "nothing": lambda data: b"",
+    "cut in the size": lambda data: data[:5],
+    "cut in the header": lambda data: data[:200],
+    "cut in the middle": lambda data: data[: len(data) // 2],
+    "cut by a byte": lambda data: data[:-1],
+    "longer by a byte": lambda data: data + b"\0",
+    "a huge header": lambda data: struct.pack("<Q", 2**62) + data[8:],
+    "a header that is no JSON": lambda data: tensors(data, lambda header: b"{not json"),
+    "a header that is a list": lambda data: tensors(data, lambda header: []),
+    "an unknown type": lambda data: data.replace(b'"F32"', b'"Q99"'),
+    "another shape": lambda data: tensors(data, reshaped),
+    "a pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "a page": lambda data: b"<!DOCTYPE html><html><body>Not Found</body></html>",
+    "noise": lambda data: bytes(range(256)) * 40,
+}
+PARTS = {
+    "config.json": [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe{", b'{"model_type": 3}'],
+    "tokenizer.json": [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe{", b'{"version": "1.0", "model": {"type": "X"}}'],
+}
+CONFIG_CHANGES = {
+    "wider": {"hidden_size": 32},
+    "a larger vocabulary": {"vocab_size": 10_000},
+    "a smaller vocabulary": {"vocab_size": 20},
+    "no heads": {"num_attention_heads": 0},
+    "odd heads": {"num_attention_heads": 3},
+    "text for a number": {"num_hidden_layers": "two"},
+    "an unknown activation": {"hidden_act": "nope"},
+    "no positions": {"max_position_embeddings": 0},
+}
+TEMPLATES = {
+    "broken": "{% for m in messages %}{{ m.content ",
+    "unknown": "{{ messages | shuffle }}",
+    "raises": "{{ raise_exception('not for you') }}",
+    "silent": "",
+    "no end of a turn": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+}
+
+
+def check_model(run, folder):
+    before = snapshot(folder)
+    check_refused(run("eval", "--env", ECHO, "--policy", f"hf:{folder}", "--episodes", "2"), folder.name)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights(run, model, tmp_path, name):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(WEIGHTS[name](file.read_bytes()))
+    check_model(run, folder)
+
+
+@pytest.mark.parametrize(("file", "data"), [(f, d) for f, versions in PARTS.items() for d in versions], ids=ascii)
+def test_other_files_of_a_model(run, model, tmp_path, file, data):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    (folder / file).write_bytes(data)
+    check_model(run, folder)
+
+
+@pytest.mark.parametrize("name", CONFIG_CHANGES)
+def test_a_config_of_another_model(run, model, tmp_path, name):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, **CONFIG_CHANGES[name]}))
+    check_model(run, folder)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_templates(run, model, tmp_path, name):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
+    code, out, err = run("eval", "--env", ECHO, "--policy", f"hf:{folder}", "--episodes", "2")
+    check_refused((code, out, err), "template")
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": {"a": "none.safetensors"}}', '{"weight_map": 3}'])
+def test_indices_of_shards(run, model, tmp_path, index):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    check_model(run, folder)
+
+
+def test_a_folder_for_the_weights_and_a_file_for_the_folder(run, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+    check_model(run, folder)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    policy = f"hf:{tmp_path}/model.gguf"
+    check_refused(run("eval", "--env", ECHO, "--policy", policy), "model.gguf: there is no such folder")
+
+
+@pytest.mark.parametrize("part", ["q_proj", "embed_tokens", "norm", "layers.0"])
+def test_missing_weights_are_named_and_not_made_up(run, model, tmp_path, part):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    file = folder / "model.safetensors"
+    file.write_bytes(tensors(file.read_bytes(), lambda header: renamed(header, part, "other")))
+    check_refused(run("eval", "--env", ECHO, "--policy", f"hf:{folder}", "--episodes", "2"), part)
+
+
+def test_missing_weights_of_fewer_layers_than_the_config_says(run, model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "damaged")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 2}))
+    check_refused(run("eval", "--env", ECHO, "--policy", f"hf:{folder}", "--episodes", "2"), "layers.1")
+
+
+# ---- checkpoints and run folders ------------------------------------------------------------------------
+
+RUN_FILES = {
+    "config.yaml": [b"{", b"- 1\n", b"\xff\xfe", bytes(50)],
+    "metrics.jsonl": [
+        b"\x00\x01\n{}\n",
+        b"[1, 2]\n[3]\n",
+        b'{"step": "one"}\n{"step": 2}\n',
+        b"not json\n{}\n",
+        b"5\n{}\n",
+    ],
+    "evaluation.json": [b"{", b"[]", b'{"before": 3}', b'{"before": {"step": "x"}}', b"\xff", b"null"],
+    "demonstrations.jsonl": [b"{}\n", b"<html>\n", b"\xff\xfe\n", b'{"agentgym_trajectories": 99}\n'],
+    "checkpoints/LAST/model.safetensors": [b"", b"\x07" * 99, None],
+    "checkpoints/LAST/trainer_state.pt": [b"\x07" * 99, b"PK\x03\x04", b"\x80\x04}q\x00."],
+}
+
+
+@pytest.mark.parametrize(("file", "data"), [(f, d) for f, versions in RUN_FILES.items() for d in versions], ids=ascii)
+def test_a_damaged_run_is_not_resumed(run, trained, tmp_path, file, data):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    last = sorted(p.name for p in (folder / "checkpoints").iterdir())[-1]
+    name = file.replace("LAST", last)
+    assert (folder / name).exists(), sorted(p for p in folder.rglob("*") if p.is_file())
+    if data is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(data)
+    before = snapshot(folder)
+    result = run("train", "sft", "--out", folder, "--resume", "--set", *QUICK, "save_every=1")
+    check_refused(result, Path(name).name if "LAST" not in file else last)
+    after = snapshot(folder)
+    assert {k: v for k, v in after.items() if k in before and "versions.json" not in k} == {
+        k: v for k, v in before.items() if "versions.json" not in k
+    }
+
+
+VIEWED = {
+    "config.yaml": [b"", b"\xff\xfe\x00", None],
+    "metrics.jsonl": [b"", b"\xff\xfe\n{}\n", b"[1]\n{}\n", b'{"step": null}\n{}\n', b'{"step": 1}\n', b"5\n6\n", None],
+    "evaluation.json": [
+        b"{",
+        b"[1]",
+        b'{"before": 3}',
+        b'{"before": {"success": 3}}',
+        b'{"before": {"success": {}}}',
+        b"\xff",
+    ],
+    "tokens.json": [b"{", b"{}", b"3", b"[1, 2, 3]", b"[null]", b"\xff"],
+    "trajectories/expert.jsonl": [
+        b"",
+        b"{}\n",
+        b"[]\n{}\n",
+        b"<html></html>\n",
+        b"\xff\xfe\n",
+        b'{"agentgym_trajectories": 2}\n',
+        b'{"agentgym_trajectories": 1}\n{}\n{}\n',
+        b'{"agentgym_trajectories": 1}\n[1]\n[2]\n',
+        b'{"agentgym_trajectories": 1}\nnull\nnull\n',
+        b'{"agentgym_trajectories": 1}\n{"env_id": 3}\n{"env_id": 3}\n',
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run folder as a trainer leaves it."""
+    return run_folder.make_run(tmp_path_factory.mktemp("finished") / "run", count=16, steps=3)
+
+
+@pytest.mark.parametrize(("file", "data"), [(f, d) for f, versions in VIEWED.items() for d in versions], ids=ascii)
+def test_a_damaged_run_is_not_shown(run, finished, tmp_path, file, data):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "report.html").write_text("an older report")
+    (folder / file).unlink()
+    if data is not None:
+        (folder / file).write_bytes(data)
+    before = snapshot(folder)
+    if file.startswith("trajectories") and data == b"":
+        assert run("view", folder)[0] == 0  # nothing was written yet when it was killed
+        return
+    check_refused(run("view", folder), Path(file).name)
+    assert snapshot(folder) == before
+
+
+# ---- stores of trajectories -----------------------------------------------------------------------------
+
+
+def lines_of(file):
+    return file.read_bytes().splitlines(keepends=True)
+
+
+def changed(line, **fields):
+    """A stored trajectory with other fields; None removes one."""
+    row = json.loads(line) | fields
+    return json.dumps({key: value for key, value in row.items() if value != "REMOVE"}).encode() + b"\n"
+
+
+LINES = {
+    "not utf-8": lambda line: line.replace(b"pantry", b"p\xffntry").replace(b"kitchen", b"\xff"),
+    "cut in the middle": lambda line: line[: len(line) // 2] + b"\n",
+    "two in one": lambda line: line.rstrip() + line,
+    "a list": lambda line: b"[" + line.rstrip() + b"]\n",
+    "text": lambda line: b'"trajectory"\n',
+    "null": lambda line: b"null\n",
+    "no env_id": lambda line: changed(line, env_id="REMOVE"),
+    "an unknown field": lambda line: changed(line, colour="red"),
+    "an unknown status": lambda line: changed(line, status="won"),
+    "no segments": lambda line: changed(line, segments="REMOVE"),
+    "segments that are text": lambda line: changed(line, segments="none"),
+    "segments of numbers": lambda line: changed(line, segments=[1]),
+    "a segment with an odd field": lambda line: changed(line, segments=[{"ids": [], "edit": None, "odd": 1}]),
+    "a segment without an edit": lambda line: changed(line, segments=[{"ids": [1]}]),
+    "an edit that is text": lambda line: changed(line, segments=[{"edit": "x"}]),
+    "turns that are text": lambda line: changed(line, turns=["look"]),
+    "a turn without a place": lambda line: changed(line, turns=[{"observation": "x"}]),
+    "turns that are a number": lambda line: changed(line, turns=3),
+    "nested too deeply": lambda line: b"[" * 100_000 + b"\n",
+    "a number of thousands of digits": lambda line: b'{"env_seed": ' + b"9" * 5000 + b"}\n",
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_lines_of_a_store(run, finished, tmp_path, name):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    file = folder / "trajectories" / "expert.jsonl"
+    header, first, *rest = lines_of(file)
+    file.write_bytes(b"".join([header, LINES[name](first), *rest]))
+    before = snapshot(folder)
+    check_refused(run("view", folder), "expert.jsonl, line 2: not a trajectory")
+    with pytest.raises(ConfigError, match=r"expert\.jsonl, line 2"):
+        store.read(file)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("part", [0, 1, 4, 50, 0.5, 0.9, -1, -4, -8])
+def test_truncated_parquet(finished, tmp_path, part):
+    file = tmp_path / "t.parquet"
+    store.write(file, store.read(finished / "trajectories" / "expert.jsonl"))
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * part) if isinstance(part, float) else part])
+    with pytest.raises(ConfigError) as caught:
+        store.read(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_parquet_never_raises_anything_else(finished, tmp_path):
+    file = tmp_path / "t.parquet"
+    store.write(file, store.read(finished / "trajectories" / "expert.jsonl"))
+    data = file.read_bytes()
+    refused = 0
+    for place in range(0, len(data), len(data) // 60):
+        file.write_bytes(data[:place] + bytes(b ^ 0x5A for b in data[place : place + 8]) + data[place + 8 :])
+        with contextlib.suppress(ConfigError):
+            store.read(file)
+            continue
+        refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("name", ["t.json", "t", "t.JSONL", "t.parquet.gz", ""])
+def test_names_of_stores(tmp_path, name):
+    for call in (store.read, lambda path: store.write(path, []), lambda path: store.append(path, [])):
+        with pytest.raises(ConfigError) as caught:
+            call(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_is_not_gone_on_with_in_a_damaged_file(run, tmp_path):
+    base = ["eval", "--env", ECHO, "--policy", "random", "--out", tmp_path, "--json"]
+    assert run(*base, "--episodes", "3")[0] == 0
+    good = (tmp_path / "random.jsonl").read_bytes()
+    header, first, *rest = good.splitlines(keepends=True)
+    for damaged in (first + b"".join(rest), header + b"{}\n" + b"".join(rest), b"\xff" + good, b"PAR1" + bytes(60)):
+        (tmp_path / "random.jsonl").write_bytes(damaged)
+        code, out, err = run(*base, "--episodes", "5")
+        check_refused((code, "", err), "random.jsonl")
+        assert json.loads(out)["kind"] == "ConfigError"
+        assert (tmp_path / "random.jsonl").read_bytes() == damaged
+    (tmp_path / "random.jsonl").write_bytes(good)
+    for damaged in (b"", b"[]", b"null", b"{", b"\xff", b"3"):
+        (tmp_path / "random.json").write_bytes(damaged)
+        code, out, err = run(*base, "--episodes", "5")
+        check_refused((code, "", err), "random.json")
+        assert (tmp_path / "random.jsonl").read_bytes() == good
+
+
+# ---- what a model writes --------------------------------------------------------------------------------
+
+TEXTS = {
+    "plain": ["", " ", "\n\n\t\n", "\u2028", "\x0c"],
+    "tagged": [
+        *("", "take coin", "<action>", "</action>", "<action></action>", "<action> \n </action>", "<action>go"),
+        *("go</action>", "</action>go<action>", "<Action>go</Action>", "<action go>", "<action>" * 999),
+    ],
+    "tool_call": [
+        *(
+            "",
+            "go",
+            "{}",
+            "[]",
+            "null",
+            "3",
+            '"go"',
+            "{" * 3000,
+            "[" * 100_000,
+            "<tool_call>",
+            "<tool_call></tool_call>",
+        ),
+        *('{"name": "act"}', '{"name": "act", "arguments": {}}', '{"name": "act", "arguments": "go"}'),
+        *('{"name": "act", "arguments": {"command": ""}}', '{"name": "act", "arguments": {"command": 3}}'),
+        *('{"name": "act", "arguments": {"command": null}}', '{"name": "act", "arguments": {"command": ["go"]}}'),
+        *('{"name": "Act", "arguments": {"command": "go"}}', '{"name": ["act"]}', "{'name': 'act'}", "9" * 5000),
+        *('{"name": "act", "arguments": {"command": "go"', '{"name": "act", "arguments": {"command": "go"}} {}'),
+        *("<tool_call>{}</tool_call>", "<tool_call>" * 500, "NaN", "\x00", "\ud800"),
+    ],
+    "choice": ["", "go", "0", "5", "-", "١٢", "9" * 5000, "1e9", "²", "1 or 7", "none of 3 but 0"],
+}
+
+
+@pytest.mark.parametrize(
+    ("codec", "text"), [(c, t) for c, texts in TEXTS.items() for t in texts], ids=lambda x: ascii(x[:40])
+)
+def test_answers_of_a_model_are_data(codec, text):
+    parsed = actions.make_codec(codec).parse(text, ["go north", "go south", "look"])
+    assert parsed.action is None
+    assert parsed.error
+    assert "\n" not in parsed.error
+    assert len(parsed.error) < 300
+
+
+# ---- in a shell, and on a full disk ---------------------------------------------------------------------
+
+
+def shell(script, **environment):
+    """Run a line of shell; $A is the command line."""
+    return subprocess.run(
+        ["bash", "-c", script],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(TESTS),
+            "A": f"{sys.executable} -m agentgym.cli",
+            "E": ECHO,
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "named"),
+    [
+        ("$A train grpo --set optim.lr=fast --show-config", "optim.lr"),
+        ("$A eval --env $E --policy hf:/nowhere", "/nowhere"),
+        ("$A play $E --policy canned:", "canned"),
+        ("$A check nowhere/A-v0", "nowhere/A-v0"),
+        ("$A view /nowhere", "/nowhere"),
+        ("$A envs > /dev/full", "No space left on device"),
+        ("$A doctor --json > /dev/full", "No space left on device"),
+        ("$A train sft --show-config > /dev/full", "No space left on device"),
+    ],
+)
+def test_in_a_shell(script, named):
+    done = shell(script)
+    check_refused((done.returncode, done.stdout, done.stderr), named)
+
+
+def fill(disk, left):
+    """Leave so many bytes."""
+    with open(disk / "filler", "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(file.tell() - left)
+
+
+@pytest.mark.filterwarnings("ignore:.*the last trajectory was cut")
+@pytest.mark.parametrize(
+    "command",
+    [
+        "eval --env $E --policy random --episodes 400 --json --out OUT/e",
+        "check helpers_broken_envs:broken/Good-v0 --golden OUT/g --write",
+        "view OUT/run",
+        "train sft --out OUT/t --set " + " ".join(QUICK),
+    ],
+    ids=lambda c: c.split()[0],
+)
+@pytest.mark.parametrize("how", ["a full disk", "a limit of file size"])
+def test_a_full_disk(finished, tmp_path, command, how):
+    disk, small = tmp_path / "disk", how == "a full disk"
+    disk.mkdir()
+    if small and (os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "t", disk]).returncode):
+        pytest.skip("only root can mount a small disk")
+    try:
+        shutil.copytree(finished, disk / "run")
+        for name in ("e", "g", "t"):
+            (disk / name).mkdir()
+        (disk / "run" / "report.html").write_text("an older report")
+        before = snapshot(disk)
+        if small:
+            fill(disk, left=16384 if command.startswith("eval") else 0)
+        limit = "" if small else "ulimit -f 8; " if command.startswith("eval") else "ulimit -f 0; "
+        done = shell(f"{limit}$A {command.replace('OUT', str(disk))}")
+        out = "" if done.stdout.startswith('{"error"') else done.stdout
+        named = "No space left on device" if small else "File too large"
+        check_refused((done.returncode, out, done.stderr), named)
+        (disk / "filler").unlink(missing_ok=True)
+        after = snapshot(disk)
+        assert {name: after.get(name) for name in before} == before
+        assert not [name for name in after if name.endswith(".tmp")]
+        if command.startswith("eval"):
+            assert len(store.read(disk / "e" / "random.jsonl")) >= 3
+    finally:
+        if small:
+            subprocess.run(["umount", disk], check=True)
