@@ -292,6 +292,7 @@ MODULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*Overriding environment wrong/")
 @pytest.mark.parametrize("name", IDS, ids=lambda name: ascii(name[:40]))
 @pytest.mark.parametrize("command", [["eval", "--policy", "random", "--env"], ["play"], ["check"]], ids=lambda c: c[0])
 def test_names_of_environments(run, tmp_path, monkeypatch, command, name):
@@ -899,8 +900,8 @@ def test_a_full_disk(finished, tmp_path, command, how):
         (disk / "run" / "report.html").write_text("an older report")
         before = snapshot(disk)
         if small:
-            fill(disk, left=16384 if command.startswith("eval") else 0)
-        limit = "" if small else "ulimit -f 8; " if command.startswith("eval") else "ulimit -f 0; "
+            fill(disk, left=40960 if command.startswith("eval") else 0)
+        limit = "" if small else "ulimit -f 32; " if command.startswith("eval") else "ulimit -f 0; "
         done = shell(f"{limit}$A {command.replace('OUT', str(disk))}")
         out = "" if done.stdout.startswith('{"error"') else done.stdout
         named = "No space left on device" if small else "File too large"
