@@ -177,7 +177,7 @@ def _train(args: argparse.Namespace) -> None:
 
     if args.algorithm not in ALGORITHMS:
         raise unknown("algorithm", args.algorithm, ALGORITHMS)
-    values = config.load(args.config) if args.config else {}
+    values = config.load(args.config) if args.config is not None else {}
     values = config.overlay(values, config.settings(args.set))
     if args.seed is not None:
         values["seed"] = args.seed
@@ -321,7 +321,7 @@ def _env_settings(cls: Any, args: argparse.Namespace) -> Any:
     from agentgym import config
 
     values = config.overlay({"env": {"options": {}}}, config.settings(args.set))
-    return config.build(cls, config.overlay(values, {"env": {"id": args.env}} if args.env else {}))
+    return config.build(cls, config.overlay(values, {"env": {"id": args.env}} if args.env is not None else {}))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -331,7 +331,7 @@ def _check(args: argparse.Namespace) -> int:
         raise ConfigError("--write is for golden transcripts: give their folder with --golden DIR")
     if args.golden:
         return command.golden(args.env, _env_settings(command.CheckSettings, args), Path(args.golden), args)
-    if not args.env:
+    if args.env is None:
         raise ConfigError("ID is missing: which environment? See `agentgym envs`")
     if args.seeds < 2:
         raise ConfigError(f"--seeds {args.seeds}: it must be at least 2")

@@ -170,11 +170,11 @@ def _environments() -> Iterator[Finding]:
         good, bad = _packages(requirements(extra))
         many = f"{len(ids)} environment{'s' * (len(ids) > 1)}"
         if bad or not good:
-            detail = f"{', '.join(bad) or f'{_DISTRIBUTION} is not installed'}: {many} not available"
+            detail = f"{', '.join(bad) or f'{_DISTRIBUTION} is not installed'}; of {many}"
             yield Finding(extra, "missing", detail, f"pip install '{_DISTRIBUTION}[{extra}]'")
             continue
         starts, answer = _ENGINES[extra]() if extra in _ENGINES else (True, "")
-        detail = f"{', '.join(good)}: {many}{f'; {answer}' if answer else ''}"
+        detail = f"{', '.join(good)}; of {many}{f'; {answer}' if answer else ''}"
         yield Finding(extra, "ok" if starts else "warning", detail, "" if starts else _reinstall(good))
 
 

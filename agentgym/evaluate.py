@@ -334,7 +334,7 @@ def _check_same(log: Path, identity: dict[str, Any]) -> None:
             return
         with store.atomic_file(settings) as file:
             file.write(json.dumps(identity, indent=1).encode())
-    except ValueError as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{settings} is damaged: use another --out") from error
     except OSError as error:
         raise ConfigError(f"cannot keep an evaluation in {log.parent}: {error}; use another --out") from error

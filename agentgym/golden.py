@@ -150,6 +150,6 @@ def _read(path: Path) -> list[str]:
             raise ConfigError(f"{path}: wrong {wrong[0] if wrong else 'seeds'} in the first line")
     except OSError as error:
         raise ConfigError(f"no golden transcript {path}: write it with --write") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a golden transcript ({type(error).__name__}: {error}); use --write") from error
     return lines

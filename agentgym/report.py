@@ -49,7 +49,7 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
     else:
         _check_folder(run)
         curves = report_data.read_metrics(run)
-        config = (run / "config.yaml").read_text(encoding="utf-8")
+        config = _config_text(run / "config.yaml")
         own = {"evaluation": report_data.evaluation(run / "evaluation.json")}
         paths = sorted((run / "trajectories").glob("*.jsonl"))
     files, total = _sample(paths, limit, by_group=bool(logs))
@@ -100,6 +100,13 @@ def _check_folder(run: Path) -> None:
             f"expected {', '.join(expected)}, as a trainer writes them, or POLICY.jsonl with POLICY.json, as "
             "`agentgym eval --out` does"
         )
+
+
+def _config_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise errors.ConfigError(f"{path} is damaged: {error}") from error
 
 
 def _is_filled(path: Path) -> bool:

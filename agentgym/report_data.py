@@ -56,7 +56,7 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
         try:
             row = json.loads(line.decode())
             step = float(row["step"])
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             if number == len(lines):
                 break
             raise errors.ConfigError(f"{path}, line {number}: {type(error).__name__}: {error}: {hint}") from None
@@ -121,7 +121,7 @@ def evaluation(path: Path) -> list[dict[str, Any]] | None:
             sides = {side: _interval(found.get(side, {}).get(name)) for side in ("before", "after")}
             if any(sides.values()):
                 measures.append({"name": name, **sides})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise errors.ConfigError(
             f"{path}: {type(error).__name__}: {error}: expected before and after, "
             'each with success, return, turns and tokens as {"mean": 0.5, "ci95": [0.4, 0.6]}'
@@ -339,9 +339,9 @@ def token_pieces(path: Path, shown: list[Trajectory]) -> dict[str, str] | None:
         return None
     try:
         pieces = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         pieces = None
-    if not isinstance(pieces, list):
+    if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
         raise errors.ConfigError(f"{path}: expected a JSON list of strings, one per token id")
     used = sorted({token for t in shown for segment in t.segments for token in segment.ids})
     return {str(token): pieces[token] for token in used if token < len(pieces)}

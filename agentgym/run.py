@@ -25,7 +25,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from agentgym import store
-from agentgym.config import dump
+from agentgym.config import dump, load
 from agentgym.errors import ConfigError, MissingDependency
 from agentgym.evaluate import HARMLESS, Evaluation
 from agentgym.types import Trajectory
@@ -70,7 +70,7 @@ class Run:
             (self.dir / "trajectories").mkdir(parents=True, exist_ok=True)
             self._lock()
             if resume:
-                self._check_same(yaml.safe_load(old.read_text()), yaml.safe_load(text))
+                self._check_same(load(old), yaml.safe_load(text))
             with store.atomic_file(old) as file:
                 file.write(text.encode())
             (self.dir / "versions.json").write_text(json.dumps(versions(), indent=1))
@@ -105,20 +105,28 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget what came after a step, the last evaluation too: the run goes on from its checkpoint."""
         results = {k: v for k, v in self._results().items() if v["step"] <= step and k != "after"}
+        evaluated = {result["step"] for result in results.values()}
+        kept = []
+        for line in self.metrics_file.read_bytes().splitlines(keepends=True) if self.metrics_file.exists() else []:
+            row = self._metrics(line) if line.endswith(b"\n") else {"step": math.inf}
+            if row["step"] <= step and ("eval/success" not in row or row["step"] in evaluated):
+                kept.append(line)
         if results != self._results():
             self._keep(results)
-        evaluated = {result["step"] for result in results.values()}
         if self.metrics_file.exists():
-            kept = []
-            for line in self.metrics_file.read_text().splitlines(keepends=True):
-                row = json.loads(line) if line.endswith("\n") else {"step": math.inf}
-                if row["step"] <= step and ("eval/success" not in row or row["step"] in evaluated):
-                    kept.append(line)
             with store.atomic_file(self.metrics_file) as file:
-                file.write("".join(kept).encode())
+                file.write(b"".join(kept))
         for sample in (self.dir / "trajectories").glob("*step_*.jsonl"):
             if int(sample.stem.rpartition("_")[2]) > step:
                 sample.unlink()
+
+    def _metrics(self, line: bytes) -> dict[str, Any]:
+        try:
+            row: dict[str, Any] = json.loads(line)
+            return {**row, "step": float(row["step"])}
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            damage = f"{line[:60]!r} does not hold the metrics of a step"
+            raise ConfigError(f"{self.metrics_file} is damaged: {damage}; restore it, or remove this line") from error
 
     def trajectories(self, name: str, trajectories: list[Trajectory]) -> None:
         """Save sample trajectories under ``trajectories/NAME.jsonl``."""
@@ -135,7 +143,15 @@ class Run:
 
     def _results(self) -> dict[str, dict[str, Any]]:
         file = self.dir / "evaluation.json"
-        found: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
+        if not file.exists():
+            return {}
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(file.read_bytes())
+            for result in found.values():
+                Evaluation.from_dict({**result, "step": float(result["step"])})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{file} is damaged ({reason}): restore it, or remove it to evaluate again") from error
         return found
 
     def _keep(self, results: dict[str, dict[str, Any]]) -> None:

@@ -200,7 +200,7 @@ def _check_version(where: str, version: str | None) -> None:
 def _check_header(path: Path, line: bytes) -> None:
     try:
         header = json.loads(line.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     known = isinstance(header, dict) and _KEY in header
     _check_version(f"{path}, line 1", str(header[_KEY]) if known else None)
@@ -220,7 +220,7 @@ def _read_jsonl(path: Path) -> Iterator[Trajectory]:
         for number, line in enumerate(file, start=2):
             try:
                 trajectory = Trajectory.from_dict(json.loads(line.decode()))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     warnings.warn(
                         f"{path}, line {number}: the last trajectory was cut while it was written; dropped",

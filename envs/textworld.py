@@ -116,8 +116,8 @@ class TextWorldEnv(gym.Env[str, str]):
         self.difficulty = check_difficulty(challenge, difficulty)
         if split not in FIRST_GAME:
             raise unknown("split", split, FIRST_GAME)
-        if not 1 <= n_games <= 1_000_000:
-            raise ConfigError(f"n_games must be 1 to 1000000, not {n_games}")
+        if not isinstance(n_games, int) or not 1 <= n_games <= 1_000_000:
+            raise ConfigError(f"n_games must be 1 to 1000000, not {n_games!r}")
         if max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1, not {max_steps}")
         if render_mode not in (None, "ansi"):
@@ -155,8 +155,8 @@ class TextWorldEnv(gym.Env[str, str]):
         options = dict(options or {})
         split = options.pop("split", self.split)
         expert = bool(options.pop("expert", self.expert))
-        if split not in FIRST_GAME:
-            raise unknown("split", split, FIRST_GAME)
+        if not isinstance(split, str) or split not in FIRST_GAME:
+            raise unknown("split", str(split), FIRST_GAME)
         difficulty = check_difficulty(self.challenge, {**self.difficulty, **options})
         number = int(self.np_random.integers(self.n_games)) if seed is None else int(seed) % self.n_games
         self._playing = False

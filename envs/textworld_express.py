@@ -189,8 +189,10 @@ def parse_params(game: str, params: str | Mapping[str, int] | None) -> dict[str,
     if isinstance(params, str):
         pairs = [part.partition("=") for part in params.split(",") if part.strip()]
         items: list[tuple[str, Any]] = [(key.strip(), value.strip()) for key, _, value in pairs]
-    else:
+    elif params is None or isinstance(params, Mapping):
         items = list((params or {}).items())
+    else:
+        raise ConfigError(f"game_params of {game} must be settings such as 'numLocations=5', not {params!r}")
     checked = {}
     for key, value in items:
         if key not in PARAMS[game]:
@@ -557,8 +559,8 @@ class TextWorldExpressEnv(gym.Env[str, str]):
         hint = bool(options.pop("expert", self.expert))
         if options:
             raise unknown("reset option", next(iter(options)), ["split", "game_params", "expert"])
-        if split not in FOLDS:
-            raise unknown("split", split, FOLDS)
+        if not isinstance(split, str) or split not in FOLDS:
+            raise unknown("split", str(split), FOLDS)
         games = FOLDS[split]
         number = int(self.np_random.integers(len(games))) if seed is None else seed % len(games)
         self._playing = False

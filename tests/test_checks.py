@@ -79,6 +79,8 @@ def test_a_broken_promise_is_found_and_no_other(env):
 def test_every_check_can_fail():
     assert {check for check, _ in BROKEN.values()} == set(CHECKS)
     assert all(check.__doc__ for check in CHECKS.values())
+    page = (Path(__file__).parents[1] / "docs" / "checks.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(CHECKS)
 
 
 @pytest.mark.parametrize("env", [broken.Good, broken.Documented, broken.AnswerHidden, broken.Loud, "broken/Good-v0"])

@@ -75,7 +75,7 @@ def test_a_package_is_missing_or_old(monkeypatch):
     assert train.fix == "pip install 'agentgym-lab[train]'"
     games = findings(doctor._environments)["textworld"]
     assert games.fix == "pip install 'agentgym-lab[textworld]'"
-    assert games.detail == "textworld is missing: 3 environments not available"
+    assert games.detail == "textworld is missing; of 3 environments"
 
 
 def test_a_broken_core_is_exit_code_one(monkeypatch, capsys):

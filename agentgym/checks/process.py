@@ -56,7 +56,7 @@ class Process:
         except Gone as gone:
             raise errors.EnvError(f"the environment cannot be made: {gone}") from gone
         if answer:
-            raise getattr(errors, answer["kind"])(answer["error"])
+            raise getattr(errors, answer["kind"], errors.EnvError)(answer["error"])
 
     def check(self, name: str, timeout: float) -> list[str]:
         """Run a check and return its messages.
