@@ -38,8 +38,11 @@ def check_id(env_id: str) -> None:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"environment {env_id!r}: cannot import {module}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module of the user may raise anything, SystemExit too
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"environment {env_id!r}: cannot import {module}: {reason}") from error
     if name not in gym.registry:
         raise unknown("environment", env_id, [i for i in gym.registry if i.startswith("agentgym/")])
 

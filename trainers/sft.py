@@ -101,7 +101,10 @@ def demonstrate(cfg: Config, pool: EnvPool, file: Path, resume: bool) -> list[Tr
         TooManyFailures: If no demonstration came about.
     """
     if resume and file.exists():
-        return store.read(file)
+        kept = store.read(file)
+        if len(kept) > cfg.demonstrations or not kept:
+            raise ConfigError(f"{file} holds {len(kept)} demonstrations: the run cannot be resumed, use another --out")
+        return kept
     expert = ExpertPolicy(noise=cfg.noise)
     tasks = group_tasks(cfg.seed, 0, cfg.demonstrations, 1)
     with progress() as bar:

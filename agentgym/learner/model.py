@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +51,32 @@ def load_model(path: str, dtype: torch.dtype = torch.float32, rank: int = 0) -> 
         tokenizer = AutoTokenizer.from_pretrained(source if own else base)
         renderer = Renderer(HFTokenizer(tokenizer))
         AutoConfig.from_pretrained(base)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-        )
+        with _quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the model {base!r}: {str(error).splitlines()[0]}") from error
     absent = sorted([*found["missing_keys"], *(str(key) for key, *_ in found["mismatched_keys"])])
     if absent:
-        raise ConfigError(f"the model {base!r} is incomplete: {len(absent)} weights are missing, {absent[0]} for one")
+        some = ", ".join(absent[:3])
+        raise ConfigError(f"the model {base!r} is incomplete: {len(absent)} weights are missing ({some})")
     largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
     if largest >= known:
         raise ConfigError(f"the model {path!r} knows {known} tokens, but its tokenizer goes up to id {largest}")
     model = prepare(model)
     return lora.load_adapter(model, adapter, rank) if adapter else model, tokenizer, renderer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What transformers would report of a model that does not load becomes one error here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def frozen_copy(model: Any) -> Any:
