@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import sysconfig
 import time
 import venv
 from collections.abc import Callable
@@ -34,6 +35,7 @@ GAME = {
 }
 ENV_ID = "agentgym/TextWorldExpress-v0"
 TURNS, TURN_TOKENS, GROUP, CONTEXT = 6, 48, 8, 2048
+SIDES = ("trl", "ours")
 LR, EPS, CLIP_NORM = 1e-6, 0.2, 1.0
 
 
@@ -150,7 +152,7 @@ def run_trl(model_dir: Path, steps: int, groups: int, out: Path) -> None:
     prompt = [{"role": "system", "content": system}, {"role": "user", "content": ""}]
     rows = [{"prompt": prompt, "seed": env_seed(s, g)} for s in range(steps) for g in range(groups)]
     config = trl.GRPOConfig(
-        output_dir=str(BUILD / "trainer"),
+        output_dir=str(out.parent / "trainer"),
         per_device_train_batch_size=2,  # two rows of 1100 tokens need 7 GB
         gradient_accumulation_steps=groups * GROUP // 2,
         num_generations=GROUP,
@@ -371,27 +373,31 @@ def loss_and_norm(model: Any, micro: list[Any], loss_fn: Callable[..., Any]) -> 
 # --- both
 
 
-def prepare() -> tuple[Path, Path]:
-    """The warm-started model and the Python that has TRL."""
-    fetched = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fetch_smollm2.py")], check=True, stdout=subprocess.PIPE, text=True
-    )
-    python = BUILD / "venv" / "bin" / "python"
-    if not (BUILD / "venv" / "ready").exists():
-        print(f"installing {', '.join(PACKAGES)} into {BUILD / 'venv'}", flush=True)
-        venv.create(BUILD / "venv", with_pip=True, clear=True)
-        here = next(p for p in sys.path if p.endswith("site-packages"))
-        inner = next((BUILD / "venv" / "lib").glob("python*/site-packages"))
-        (inner / "over.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-        subprocess.run(
-            [str(python), "-m", "pip", "-q", "--disable-pip-version-check", "install", *PACKAGES], check=True
-        )
-        (BUILD / "venv" / "ready").touch()
-    warm = BUILD / "warm"
-    if not (warm / "final").exists():
+def trl_python() -> Path:
+    """The Python of a virtual environment with TRL, which sees the packages of this one too."""
+    folder = BUILD / "venv"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        print(f"installing {', '.join(PACKAGES)} into {folder}", flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        inner = next((folder / "lib").glob("python*/site-packages"))
+        (inner / "over.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+        pip = [str(python), "-m", "pip", "-q", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", *PACKAGES], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def warm_model() -> Path:
+    """The folder of the warm-started model."""
+    fetch = [sys.executable, str(ROOT / "scripts" / "fetch_smollm2.py")]
+    source = subprocess.run(fetch, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    final = BUILD / "warm" / "final"
+    if not final.exists():
         print("warm start on expert turns", flush=True)
-        warm_start(Path(fetched.stdout.strip()), warm)
-    return warm / "final", python
+        command = [sys.executable, __file__, "--side", "warm", "--model", source]
+        subprocess.run(command, check=True)  # not in this process: it would hold the memory while the others run
+    return final
 
 
 def warm_start(source: Path, out: Path) -> None:
@@ -427,22 +433,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4, help="steps a side; the first warms up (default: 4)")
     parser.add_argument("--groups", type=int, default=1, help="groups of 8 a step (default: 1)")
-    parser.add_argument("--side", choices=("trl", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("warm", "trl", "ours"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    files = {side: BUILD / f"{side}.json" for side in ("trl", "ours")}
+    if args.side == "warm":
+        return warm_start(args.model, BUILD / "warm")
     if args.side == "trl":
-        return run_trl(args.model, args.steps, args.groups, files["trl"])
+        return run_trl(args.model, args.steps, args.groups, args.model.parent / "trl.json")
     if args.side == "ours":
-        return run_ours(args.model, args.steps, args.groups, files["trl"], files["ours"])
+        return run_ours(args.model, args.steps, args.groups, *(args.model.parent / f"{s}.json" for s in SIDES))
     BUILD.mkdir(parents=True, exist_ok=True)
-    model, python = prepare()
+    python, model = trl_python(), warm_model()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     for side, interpreter in (("trl", str(python)), ("ours", sys.executable)):
         sizes = ["--steps", str(args.steps), "--groups", str(args.groups)]
         command = [interpreter, __file__, "--side", side, "--model", str(model), *sizes]
         subprocess.run(command, check=True, env=environment)
-    report(*(json.loads(files[side].read_text()) for side in ("trl", "ours")))
+    report(*(json.loads((model.parent / f"{side}.json").read_text()) for side in SIDES))
 
 
 def rates(steps: list[dict[str, Any]], phase: str) -> tuple[float, float]:
