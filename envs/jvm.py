@@ -110,14 +110,22 @@ class Jvm:
         """Whether the process has ended."""
         return self.process.poll() is not None
 
+    def check(self) -> None:
+        """Check that this Python process is the one that started it.
+
+        Raises:
+            EnvError: If not.
+        """
+        if self.pid != os.getpid():
+            raise EnvError("this environment was made before a fork: make it in the process that uses it")
+
     def call(self, method: Any, *args: Any) -> Any:
         """Call Java.
 
         Raises:
             EnvError: Whatever went wrong there; if the process died or hung, it is ended.
         """
-        if self.pid != os.getpid():
-            raise EnvError("this environment was made before a fork: make it in the process that uses it")
+        self.check()
         try:
             return method(*args)
         except Exception as error:
