@@ -77,6 +77,19 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
             )
         ),
     ),
+    EnvEntry(
+        "agentgym/ScienceWorld-v0",
+        "agentgym.envs.scienceworld:ScienceWorldEnv",
+        "ScienceWorld: thirty tasks of school science in a simulated house, chosen by task and variation",
+        extra="scienceworld",
+        needs=("java",),
+    ),
+    EnvEntry(
+        "agentgym/BabyAI-v0",
+        "agentgym.envs.babyai:BabyAIEnv",
+        "BabyAI: follow an instruction in a grid world told as text, chosen by the argument level",
+        extra="babyai",
+    ),
 )
 
 

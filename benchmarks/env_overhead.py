@@ -1,123 +1,288 @@
-"""A step of our text environments beside a step of the bare engine.
+"""A step of our environments beside a step of the bare engine.
 
-Both sides play the same games with the same commands, drawn from the admissible ones by a seeded generator,
-in turn, and must show the same text. A ratio above 1 means that ours is faster.
+Both sides play the same games with the same commands, drawn by a seeded generator, in turn, and must show the same:
+text in TextWorld and TextWorldExpress (with admissible commands on both sides), text and score in ScienceWorld (the
+commands are the engine's own solutions), image and success in BabyAI, whose engine makes no words: the time to make
+ours is given apart. CPU time is that of this process and its Java together, in steps and resets.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from agentgym.envs import babyai, scienceworld, textworld_express
+from agentgym.envs.babyai import COMMANDS, FIRST_SEED, BabyAIEnv, tell
+from agentgym.envs.scienceworld import ScienceWorldEnv
 from agentgym.envs.textworld import TextWorldEnv, make_games
 from agentgym.envs.textworld_express import TextWorldExpressEnv
 
-Reset = Callable[[int], tuple[str, list[str]]]
-Step = Callable[[str], tuple[str, list[str], bool]]
+Reset = Callable[[int], tuple[Any, list[str]]]
+Step = Callable[[str], tuple[Any, list[str], bool]]
+Side = tuple[Reset, Step]
 
 
-def ours(env: Any) -> tuple[Reset, Step]:
+def cpu(java: list[int]) -> float:
+    """CPU seconds of this process and of these others."""
+    ticks = 0
+    for pid in java:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def play(side: Side, seeds: range, cap: int) -> tuple[list[Any], int, float, float]:
+    """Play one game a seed: what was shown, the number of steps, the seconds in resets and in steps."""
+    reset, step = side
+    shown, count, in_reset, in_step = [], 0, 0.0, 0.0
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        start = time.perf_counter()
+        observation, commands = reset(seed)
+        in_reset += time.perf_counter() - start
+        shown.append(observation)
+        for _ in range(cap):
+            command = commands[rng.integers(len(commands))]
+            start = time.perf_counter()
+            observation, commands, done = step(command)
+            in_step += time.perf_counter() - start
+            count += 1
+            shown.append(observation)
+            if done:
+                break
+    return shown, count, in_reset, in_step
+
+
+def compare(
+    name: str,
+    mine: Side,
+    raw: Side,
+    games: int,
+    cap: int,
+    java: tuple[list[int], list[int]],
+    tell_raw: Callable[[list[Any]], list[Any]] = list,
+) -> None:
+    """Play both sides in turn, eight times after two rounds of warming up; print the medians.
+
+    Args:
+        name: What the line is called.
+        mine: Our side.
+        raw: The engine's.
+        games: Games a side and round.
+        cap: Steps a game.
+        java: Processes of our side and of the engine's.
+        tell_raw: What the engine showed, as our side shows it; not measured.
+    """
+    rows: dict[str, list[tuple[float, float, float]]] = {"ours": [], "raw": []}
+    for round_ in range(10):
+        shown = {}
+        sides = [("ours", mine, java[0]), ("raw", raw, java[1])]
+        for label, side, processes in sides if round_ % 2 else reversed(sides):
+            before = cpu(processes)
+            shown[label], count, in_reset, in_step = play(side, range(games), cap)
+            spent = cpu(processes) - before
+            if round_ > 1:
+                rows[label].append((in_step / count * 1e6, in_reset / games * 1e3, spent / count * 1e6))
+        shown["raw"] = tell_raw(shown["raw"])
+        if shown["ours"] != shown["raw"]:
+            differ = next((a, b) for a, b in zip(shown["ours"], shown["raw"], strict=False) if a != b)
+            raise SystemExit(f"{name}: the two differ: {differ}")
+    (step_us, reset_ms, cpu_us), (raw_us, raw_ms, raw_cpu) = (np.median(rows[side], axis=0) for side in rows)
+    print(
+        f"{name:32s} {count:4d} same steps; step {step_us:6.0f} us, raw {raw_us:6.0f} us, ours / raw "
+        f"{step_us / raw_us:5.3f}; cpu {cpu_us:6.0f} us, raw {raw_cpu:6.0f} us, ours / raw {cpu_us / raw_cpu:5.3f}; "
+        f"reset {reset_ms:6.2f} ms, raw {raw_ms:6.2f} ms",
+        flush=True,
+    )
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---- TextWorldExpress and TextWorld: text and admissible commands -----------------------------------------
+
+
+def text_side(env: Any) -> Side:
     """The Gymnasium API, cut down to text, commands and whether the game is over."""
 
     def reset(seed: int) -> tuple[str, list[str]]:
         text, info = env.reset(seed=seed)
-        return text.removeprefix(info["task"]).strip(), info["admissible_commands"]
+        return words(text.removeprefix(info["task"])), info["admissible_commands"]
 
     def step(command: str) -> tuple[str, list[str], bool]:
         text, _, terminated, truncated, info = env.step(command)
-        return text, info["admissible_commands"], terminated or truncated
+        return words(text), info["admissible_commands"], terminated or truncated
 
     return reset, step
 
 
-def express_engine(game: str) -> tuple[Reset, Step, Callable[[], None]]:
-    """The stock environment of the textworld_express package."""
-    import textworld_express
+def express(game: str, games: int, cap: int) -> None:
+    """Beside the stock environment of the textworld_express package."""
+    import textworld_express as stock
 
-    env = textworld_express.TextWorldExpressEnv(envStepLimit=10**6)
-    env.load(game, "")
+    engine = stock.TextWorldExpressEnv(envStepLimit=10**6)
+    engine.load(game, "")
 
     def reset(seed: int) -> tuple[str, list[str]]:
-        text, info = env.reset(seed=seed, gameFold="train")
-        return text.strip(), sorted(set(info["validActions"]))
+        text, info = engine.reset(seed=seed, gameFold="train")
+        return words(text), sorted(set(info["validActions"]))
 
     def step(command: str) -> tuple[str, list[str], bool]:
-        text, _, done, info = env.step(command)
-        return text.strip(), sorted(set(info["validActions"])), done
+        text, _, done, info = engine.step(command)
+        return words(text), sorted(set(info["validActions"])), done
 
-    return reset, step, env.close
+    env = TextWorldExpressEnv(game, max_steps=10**6)
+    java = [textworld_express.ENGINE.current.process.pid], [engine._gateway.java_process.pid]
+    compare(f"TextWorldExpress {game}", text_side(env), (reset, step), games, cap, java)
+    env.close()
+    engine.close()
 
 
-def textworld_engine(challenge: str, games: int) -> tuple[Reset, Step, Callable[[], None]]:
-    """``textworld.start`` with the same information asked for."""
-    import textworld
+def textworld(challenge: str, games: int, cap: int) -> None:
+    """Beside ``textworld.start`` with the same information asked for."""
+    import textworld as stock
 
-    infos = textworld.EnvInfos(
+    games = min(games, 4)
+    infos = stock.EnvInfos(
         feedback=True, objective=True, score=True, max_score=True, won=True, lost=True, admissible_commands=True
     )
     folders = make_games(challenge, n_games=games)
-    envs = [textworld.start(str(folder / "game.z8"), infos) for folder in folders]
-    current = envs[0]
+    engines = [stock.start(str(folder / "game.z8"), infos) for folder in folders]
+    current = engines[0]
 
-    def words(text: str) -> str:
-        return " ".join(text.split("\n>")[0].split("Would you like to RESTART")[0].split())
+    def clean(text: str) -> str:
+        return words(text.split("\n>")[0].split("Would you like to RESTART")[0])
 
     def reset(seed: int) -> tuple[str, list[str]]:
         nonlocal current
-        current = envs[seed % games]
+        current = engines[seed % games]
         state = current.reset()
-        return words(state.feedback.partition(state.objective)[2]), list(state.admissible_commands)
+        return clean(state.feedback.partition(state.objective)[2]), list(state.admissible_commands)
 
     def step(command: str) -> tuple[str, list[str], bool]:
         state, _, done = current.step(command)
-        return words(state.feedback), list(state.admissible_commands), done
+        return clean(state.feedback), list(state.admissible_commands), done
 
-    def close() -> None:
-        for env in envs:
-            env.close()
+    env = TextWorldEnv(challenge, n_games=games, max_steps=10**6)
+    compare(f"TextWorld {challenge}", text_side(env), (reset, step), games, cap, ([], []))
+    for engine in (*engines, env):
+        engine.close()
 
-    return reset, step, close
+
+# ---- ScienceWorld: text and score -------------------------------------------------------------------------
 
 
-def play(reset: Reset, step: Step, seeds: range, cap: int) -> tuple[list[str], int, float, float]:
-    """Play one game a seed: the texts, the number of steps, the seconds in resets and in steps."""
-    texts, count, in_reset, in_step = [], 0, 0.0, 0.0
-    for seed in seeds:
-        rng = np.random.default_rng(seed)
+def solutions(task: str, games: int) -> list[list[str]]:
+    """The engine's own solutions of the first games."""
+    env = ScienceWorldEnv(task, expert=True, max_steps=10**6)
+    found: list[list[str]] = []
+    for seed in range(games):
+        _, info = env.reset(seed=seed)
+        found.append([])
+        while info["expert_action"]:
+            found[-1].append(info["expert_action"])
+            *_, info = env.step(found[-1][-1])
+    env.close()
+    return found
+
+
+def science(task: str, games: int, cap: int) -> None:
+    """Beside the simulator's own ``step``, ``getScore`` and ``getCompleted``, in the same Java process."""
+    games = min(games, 4)
+    env = ScienceWorldEnv(task, max_steps=10**6)
+    plans = solutions(task, games)
+    variations = [env.reset(seed=seed)[1]["variation"] for seed in range(games)]
+    jvm = scienceworld.ENGINE.current
+    server = jvm.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+    engine_step, engine_score, engine_over = server.step, server.getScore, server.getCompleted
+
+    def planned(reset: Callable[[int], Any], step: Callable[[str], tuple[Any, bool]]) -> Side:
+        left: list[str] = []
+
+        def planned_reset(seed: int) -> tuple[Any, list[str]]:
+            left[:] = plans[seed][::-1]
+            return reset(seed), [left.pop()]
+
+        def planned_step(command: str) -> tuple[Any, list[str], bool]:
+            shown, over = step(command)
+            return shown, [left.pop()] if left else ["wait1"], over
+
+        return planned_reset, planned_step
+
+    def my_reset(seed: int) -> str:
+        text, info = env.reset(seed=seed)
+        return words(text.removeprefix(info["task"]))
+
+    def my_step(command: str) -> tuple[Any, bool]:
+        text, _, terminated, _, info = env.step(command)
+        return (words(text), info["score"]), terminated
+
+    def raw_reset(seed: int) -> str:
+        server.load(task, variations[seed], "", False)
+        return words(server.step("look around"))
+
+    def raw_step(command: str) -> tuple[Any, bool]:
+        text, score, over = engine_step(command), engine_score(), engine_over()
+        return (words(text), round(100 * score) / 100), over
+
+    mine, raw = planned(my_reset, my_step), planned(raw_reset, raw_step)
+    compare(f"ScienceWorld {task}", mine, raw, games, cap, ([jvm.process.pid], [jvm.process.pid]))
+    jvm.gateway.detach(server)
+    env.close()
+
+
+# ---- BabyAI: the image and the success --------------------------------------------------------------------
+
+
+def baby(level: str, games: int, cap: int) -> None:
+    """Beside minigrid's ``step``, which makes an image and no words."""
+    env = BabyAIEnv(level)
+    engine: Any = gym.make(babyai.levels()[level], disable_env_checker=True).unwrapped
+    moves = list(COMMANDS[:-1])
+    numbers = {command: number for number, command in enumerate(COMMANDS)}
+
+    def my_reset(seed: int) -> tuple[Any, list[str]]:
+        text, info = env.reset(seed=seed)
+        return text.removeprefix(info["task"]).strip(), moves
+
+    def my_step(command: str) -> tuple[Any, list[str], bool]:
+        text, reward, terminated, truncated, _ = env.step(command)
+        return (text, reward), moves, terminated or truncated
+
+    def raw_reset(seed: int) -> tuple[Any, list[str]]:
+        observation, _ = engine.reset(seed=FIRST_SEED["train"] + seed)
+        return (observation["image"], observation["direction"]), moves
+
+    def raw_step(command: str) -> tuple[Any, list[str], bool]:
+        observation, reward, terminated, truncated, _ = engine.step(numbers[command])
+        return (observation["image"], observation["direction"], reward > 0), moves, terminated or truncated
+
+    spent: list[float] = []
+
+    def tell_all(shown: list[Any]) -> list[Any]:
+        """What we show of these images, and the time that making it takes."""
         start = time.perf_counter()
-        text, commands = reset(seed)
-        in_reset += time.perf_counter() - start
-        texts.append(text)
-        for _ in range(cap):
-            command = commands[rng.integers(len(commands))]
-            start = time.perf_counter()
-            text, commands, done = step(command)
-            in_step += time.perf_counter() - start
-            count += 1
-            texts.append(text)
-            if done:
-                break
-    return [" ".join(text.split()) for text in texts], count, in_reset, in_step
+        told = [tell(image, direction) for image, direction, *_ in shown]
+        useful = [babyai._useful(image.tobytes()) for image, *_ in shown]
+        spent.append((time.perf_counter() - start) / len(useful) * 1e6)
+        return [(text, float(rest[0])) if rest else text for text, (_, _, *rest) in zip(told, shown, strict=True)]
+
+    compare(f"BabyAI {level}", (my_reset, my_step), (raw_reset, raw_step), games, cap, ([], []), tell_all)
+    print(f"{'':32s} of which words and commands {np.median(spent):.1f} us a step")
 
 
-def compare(name: str, mine: tuple[Reset, Step], raw: tuple[Reset, Step], games: int, cap: int) -> None:
-    """Alternate both sides five times after one round of warming up; print the medians."""
-    rows: dict[str, list[tuple[float, float]]] = {"ours": [], "raw": []}
-    for round_ in range(6):
-        texts = {}
-        for side, (reset, step) in (("ours", mine), ("raw", raw)):
-            texts[side], count, in_reset, in_step = play(reset, step, range(games), cap)
-            if round_:
-                rows[side].append((in_step / count * 1e6, in_reset / games * 1e3))
-        if texts["ours"] != texts["raw"]:
-            differ = next((a, b) for a, b in zip(texts["ours"], texts["raw"], strict=False) if a != b)
-            raise SystemExit(f"{name}: the texts differ: {differ}")
-    (step_us, reset_ms), (raw_us, raw_ms) = (np.median(rows[side], axis=0) for side in ("ours", "raw"))
-    print(
-        f"{name:28s} same text; step {step_us:6.0f} us ({1e6 / step_us:6.0f}/s), raw {raw_us:6.0f} us, "
-        f"ratio {raw_us / step_us:5.2f}; reset {reset_ms:5.1f} ms, raw {raw_ms:5.1f} ms"
-    )
+_GAMES = ("coin", "cookingworld", "twc", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
+_SUITES: dict[str, tuple[Callable[[str, int, int], None], tuple[str, ...]]] = {
+    "TextWorldExpress": (express, _GAMES),
+    "TextWorld": (textworld, ("coin", "treasure", "cooking")),
+    "ScienceWorld": (science, ("find-plant", "boil", "power-component", "grow-plant")),
+    "BabyAI": (baby, ("GoToLocal", "PutNextLocal", "BossLevel")),
+}
 
 
 def main() -> None:
@@ -126,23 +291,11 @@ def main() -> None:
     parser.add_argument("--cap", type=int, default=30, help="steps a game")
     parser.add_argument("--only", default="", help="part of a name")
     args = parser.parse_args()
-    for game in ("coin", "cookingworld", "twc", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder"):
-        name = f"TextWorldExpress {game}"
-        if args.only in name:
-            env = TextWorldExpressEnv(game, max_steps=10**6)
-            *raw, close = express_engine(game)
-            compare(name, ours(env), (raw[0], raw[1]), args.games, args.cap)
-            env.close()
-            close()
-    for challenge in ("coin", "treasure", "cooking"):
-        name = f"TextWorld {challenge}"
-        if args.only in name:
-            games = min(args.games, 4)
-            *raw, close = textworld_engine(challenge, games)
-            world = TextWorldEnv(challenge, n_games=games, max_steps=10**6)
-            compare(name, ours(world), (raw[0], raw[1]), games, args.cap)
-            world.close()
-            close()
+    print(f"load {os.getloadavg()[0]:.1f}")
+    for suite, (measure, names) in _SUITES.items():
+        for name in names:
+            if args.only in f"{suite} {name}":
+                measure(name, args.games, args.cap)
 
 
 if __name__ == "__main__":

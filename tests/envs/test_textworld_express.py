@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("JAVA_HOME") and not shutil.which("java"), reason="java is missing"),
 ]
 
+from agentgym.envs import jvm  # noqa: E402
 from agentgym.envs import textworld_express as twx  # noqa: E402
 from agentgym.envs.textworld_express import FOLDS, PARAMS, TextWorldExpressEnv  # noqa: E402
 
@@ -313,21 +314,21 @@ def test_maps_that_cannot_be_laid_out(make):
 
 
 def test_one_jvm_and_no_process_left():
-    before = twx._Jvm.current
+    before = twx.ENGINE.current
     envs = [TextWorldExpressEnv(game) for game in GAMES for _ in range(4)]
-    jvm = twx._Jvm.current
+    java = twx.ENGINE.current
     assert before is None
-    assert jvm.users == 32
+    assert java.users == 32
     for env in envs:
         env.reset(seed=0)
     for env in envs[1:]:
         env.close()
         env.close()
-    assert not jvm.dead
+    assert not java.dead
     envs[0].step("look around")
     envs[0].close()
-    assert jvm.dead
-    assert twx._Jvm.current is None
+    assert java.dead
+    assert twx.ENGINE.current is None
     with pytest.raises(EnvError, match="closed"):
         envs[0].reset(seed=0)
 
@@ -342,11 +343,11 @@ def thread_states(pid):
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_jvm_dies_or_hangs(make, fault, monkeypatch):
-    monkeypatch.setattr(twx, "ANSWER_S", 2.0)
+    monkeypatch.setattr(jvm, "ANSWER_S", 2.0)
     env, other = make("coin"), make("twc")
     env.reset(seed=0)
     other.reset(seed=0)
-    pid = twx._Jvm.current.process.pid
+    pid = twx.ENGINE.current.process.pid
     os.kill(pid, fault)
     while thread_states(pid) - {"T", "Z"}:  # a signal takes effect later than kill returns: a thread may still answer
         time.sleep(0.001)
@@ -373,9 +374,9 @@ def alive(pid):
 CHILD = """
 import os, sys, time
 from agentgym.errors import EnvError
-from agentgym.envs.textworld_express import TextWorldExpressEnv, _Jvm
+from agentgym.envs.textworld_express import ENGINE, TextWorldExpressEnv
 env = TextWorldExpressEnv(); env.reset(seed=0)
-print(_Jvm.current.process.pid, flush=True)
+print(ENGINE.current.process.pid, flush=True)
 if sys.argv[1] == "fork" and os.fork() == 0:
     try:
         env.step("look around")
