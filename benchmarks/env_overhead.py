@@ -3,7 +3,8 @@
 Both sides play the same games with the same commands, drawn by a seeded generator, in turn, and must show the same:
 text in TextWorld and TextWorldExpress (with admissible commands on both sides), text and score in ScienceWorld (the
 commands are the engine's own solutions), image and success in BabyAI, whose engine makes no words: the time to make
-ours is given apart. CPU time is that of this process and its Java together, in steps and resets.
+ours is given apart. CPU time is that of this thread in steps; where there is Java, that of both processes in steps
+and resets.
 """
 
 import argparse
@@ -35,10 +36,10 @@ def cpu(java: list[int]) -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def play(side: Side, seeds: range, cap: int) -> tuple[list[Any], int, float, float]:
-    """Play one game a seed: what was shown, the number of steps, the seconds in resets and in steps."""
+def play(side: Side, seeds: range, cap: int) -> tuple[list[Any], int, float, float, float]:
+    """Play one game a seed: what was shown, number of steps, seconds in resets and in steps, CPU seconds in steps."""
     reset, step = side
-    shown, count, in_reset, in_step = [], 0, 0.0, 0.0
+    shown, count, in_reset, in_step, busy = [], 0, 0.0, 0.0, 0.0
     for seed in seeds:
         rng = np.random.default_rng(seed)
         start = time.perf_counter()
@@ -47,14 +48,15 @@ def play(side: Side, seeds: range, cap: int) -> tuple[list[Any], int, float, flo
         shown.append(observation)
         for _ in range(cap):
             command = commands[rng.integers(len(commands))]
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.thread_time()
             observation, commands, done = step(command)
+            busy += time.thread_time() - start_cpu
             in_step += time.perf_counter() - start
             count += 1
             shown.append(observation)
             if done:
                 break
-    return shown, count, in_reset, in_step
+    return shown, count, in_reset, in_step, busy
 
 
 def compare(
@@ -83,8 +85,8 @@ def compare(
         sides = [("ours", mine, java[0]), ("raw", raw, java[1])]
         for label, side, processes in sides if round_ % 2 else reversed(sides):
             before = cpu(processes)
-            shown[label], count, in_reset, in_step = play(side, range(games), cap)
-            spent = cpu(processes) - before
+            shown[label], count, in_reset, in_step, busy = play(side, range(games), cap)
+            spent = cpu(processes) - before if processes else busy
             if round_ > 1:
                 rows[label].append((in_step / count * 1e6, in_reset / games * 1e3, spent / count * 1e6))
         shown["raw"] = tell_raw(shown["raw"])
