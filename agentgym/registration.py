@@ -83,12 +83,14 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "ScienceWorld: thirty tasks of school science in a simulated house, chosen by task and variation",
         extra="scienceworld",
         needs=("java",),
+        variants=tuple({"task": task} for task in ("find-non-living-thing", "lifespan-longest-lived", "boil")),
     ),
     EnvEntry(
         "agentgym/BabyAI-v0",
         "agentgym.envs.babyai:BabyAIEnv",
         "BabyAI: follow an instruction in a grid world told as text, chosen by the argument level",
         extra="babyai",
+        variants=tuple({"level": level} for level in ("GoToLocal", "PickupLoc", "UnlockLocal", "BossLevel")),
     ),
 )
 
