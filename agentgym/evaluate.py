@@ -87,9 +87,14 @@ class Evaluation:
             out[name] = getattr(self, key).to_dict()
         return out
 
+    def note(self) -> str:
+        """In a word or two: success, or the return where the environment has no notion of success."""
+        undefined = math.isnan(self.success.mean)
+        return f"return {self.returns.mean:.3f}" if undefined else f"success {self.success.mean:.1%}"
+
     def metrics(self) -> dict[str, float]:
-        """As metrics of a run."""
-        return {
+        """As metrics of a run, without those that are not defined."""
+        found = {
             "eval/success": self.success.mean,
             "eval/success_lo": self.success.ci95[0],
             "eval/success_hi": self.success.ci95[1],
@@ -97,6 +102,7 @@ class Evaluation:
             "eval/turns": self.turns.mean,
             "eval/tokens": self.tokens.mean,
         }
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Evaluation:

@@ -109,7 +109,7 @@ class Run:
         kept = []
         for line in self.metrics_file.read_bytes().splitlines(keepends=True) if self.metrics_file.exists() else []:
             row = self._metrics(line) if line.endswith(b"\n") else {"step": math.inf}
-            if row["step"] <= step and ("eval/success" not in row or row["step"] in evaluated):
+            if row["step"] <= step and ("eval/return" not in row or row["step"] in evaluated):
                 kept.append(line)
         if results != self._results():
             self._keep(results)

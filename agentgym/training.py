@@ -140,7 +140,8 @@ class Training:
             self.run.log(self.step, {**metrics, "time/update": time.perf_counter() - collected})
             if self.step % self.cfg.show_every == 0 or self.step == 1:
                 self.run.trajectories(f"step_{self.step:05d}", list(shown or drawn)[:_SHOWN])
-        self._note = f"success {metrics['episode/success']:.1%}"
+        success = metrics.get("episode/success")
+        self._note = f"return {metrics['reward/mean']:.3f}" if success is None else f"success {success:.1%}"
 
     def results(self) -> dict[str, Evaluation]:
         """The evaluations before and after."""
@@ -161,7 +162,7 @@ class Training:
             cfg.env.eval_options,
             on_episode=lambda _: self._bar.advance(job),
         )
-        self._bar.update(job, note=f"success {result.success.mean:.1%}")
+        self._bar.update(job, note=result.note())
         self.run.trajectories(f"eval_{name}", played[:_SHOWN])
         self.run.evaluated(name, self.step, result)
 
@@ -177,11 +178,12 @@ def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: f
     returns: dict[str, list[float]] = {}
     for t in drawn:
         returns.setdefault(t.group, []).append(t.episode_return)
+    known = [t.success for t in drawn if t.success is not None]
     errors = {f"rollout/error/{kind}": float(n) for kind, n in stats.errors.items()}
     spread = {"group/zero_std_frac": float(np.mean([np.ptp(group) == 0 for group in returns.values()]))}
     return {
         "reward/mean": float(np.mean([t.episode_return for t in drawn])),
-        "episode/success": float(np.mean([bool(t.success) for t in drawn])),
+        **({"episode/success": float(np.mean(known))} if known else {}),
         "episode/turns": float(np.mean([len(t.turns) for t in drawn])),
         "episode/parse_error": float(np.mean([any(u.parse_error for u in t.turns) for t in drawn])),
         "tokens/action": tokens / len(drawn),

@@ -234,7 +234,7 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
                 cfg.env.eval_options,
                 on_episode=lambda _: bar.advance(job),
             )
-            bar.update(job, note=f"success {result.success.mean:.1%}")
+            bar.update(job, note=result.note())
         run.trajectories("eval_after", played[:32])
         run.evaluated("after", step, result)
         run.finish()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 
 import numpy as np
 import pytest
@@ -270,3 +272,16 @@ def test_ppo_improves_success(warm, tmp_path):
     cfg = ppo_config(warm, steps=30, episodes=64, minibatches=2, optim={"lr": 1e-3}, algo={"lam": 0.95})
     found = ppo.main(cfg, tmp_path / "ppo")
     assert found["after"].success.ci95[0] > found["before"].success.ci95[1]
+
+
+def test_without_a_notion_of_success_there_is_a_return(warm, tmp_path, capsys):
+    values = {"env": {"id": "test/NoSuccess-v0"}, "episodes": 8, "save_every": 1, "eval": {"final_episodes": 4, "every": 1}}
+    ppo.main(ppo_config(warm, **values, steps=1), tmp_path / "ppo")
+    found = ppo.main(ppo_config(warm, **values, steps=2), tmp_path / "ppo", resume=True)
+    lines = [json.loads(line) for line in (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "eval/return" in line] == [0, 1, 2]
+    assert [line["step"] for line in lines if "reward/mean" in line] == [1, 2]
+    assert not any("success" in name for line in lines for name in line)
+    assert "NaN" not in (tmp_path / "ppo" / "metrics.jsonl").read_text()
+    assert math.isnan(found["after"].success.mean)
+    assert "nan" not in capsys.readouterr().err
