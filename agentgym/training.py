@@ -16,13 +16,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from agentgym.env_worker import EnvConfig
-from agentgym.errors import AgentGymError
+from agentgym.errors import AgentGymError, ConfigError
 from agentgym.evaluate import Evaluation, evaluate
 from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, OptimConfig
@@ -35,18 +36,45 @@ from agentgym.types import Trajectory
 _SHOWN = 32
 
 
-class TrainingConfig(Protocol):
-    """The settings that every reinforcement learning trainer has."""
+@dataclass
+class TrainingConfig:
+    """The settings that every reinforcement learning trainer has.
 
-    env: EnvConfig
-    model: ModelConfig
-    rollout: RolloutConfig
-    optim: OptimConfig
-    eval: EvalConfig
-    steps: int
-    save_every: int
-    show_every: int
-    seed: int
+    Attributes:
+        env: The environment.
+        model: The starting policy.
+        rollout: How episodes are played.
+        optim: The optimizer.
+        eval: Evaluation.
+        steps: Training steps.
+        updates: Passes over a step's trajectories.
+        minibatches: Optimizer steps of a pass.
+        save_every: Steps between checkpoints.
+        show_every: Steps between saved sample trajectories.
+        seed: Seed of everything.
+    """
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    steps: int = 100
+    updates: int = 1
+    minibatches: int = 1
+    save_every: int = 20
+    show_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "updates", "minibatches", "save_every", "show_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
+        if self.rollout.top_p < 1 or self.rollout.temperature == 0:
+            raise ConfigError("training samples from the whole distribution: rollout.top_p=1, temperature above 0")
+        self.optim.check_steps(self.steps * self.updates * self.minibatches)
 
 
 class Training:

@@ -41,10 +41,9 @@ import torch
 
 from agentgym.config import build, overlay
 from agentgym.credit import group_advantage, overlong_penalty
-from agentgym.env_worker import EnvConfig
 from agentgym.errors import ConfigError, TooManyFailures, unknown
 from agentgym.evaluate import Evaluation
-from agentgym.learner.learner import Learner, LossFn, OptimConfig
+from agentgym.learner.learner import Learner, LossFn
 from agentgym.learner.logprobs import TokenOutput, token_logprobs
 from agentgym.learner.losses import (
     clip_fraction,
@@ -57,9 +56,8 @@ from agentgym.learner.losses import (
 )
 from agentgym.learner.model import frozen_copy
 from agentgym.learner.pack import MicroBatch, pack, rows_of
-from agentgym.learner.setup import EvalConfig, ModelConfig
-from agentgym.rollout import Rollout, RolloutConfig, group_tasks
-from agentgym.training import Training
+from agentgym.rollout import Rollout, group_tasks
+from agentgym.training import Training, TrainingConfig
 from agentgym.types import Group, Trajectory
 
 
@@ -124,56 +122,29 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class Config:
-    """Settings of a GRPO run.
+class Config(TrainingConfig):
+    """Settings of a GRPO run, beside those that every trainer has.
 
     Attributes:
         preset: A row of the table above; settings under ``algo`` change it.
-        env: The environment.
-        model: The starting policy.
-        rollout: How episodes are played.
-        optim: The optimizer.
         algo: The algorithm.
-        eval: Evaluation.
-        steps: Training steps.
         groups: Groups (tasks) of a step.
         group_size: Members of a group.
-        updates: Passes over a step's trajectories.
-        minibatches: Optimizer steps of a pass.
-        save_every: Steps between checkpoints.
-        show_every: Steps between saved sample trajectories.
-        seed: Seed of everything.
     """
 
     preset: str = "grpo"
-    env: EnvConfig = field(default_factory=EnvConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     algo: Algo = field(default_factory=Algo)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    steps: int = 100
     groups: int = 8
     group_size: int = 8
-    updates: int = 1
-    minibatches: int = 1
-    save_every: int = 20
-    show_every: int = 10
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "groups", "updates", "minibatches", "save_every", "show_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        super().__post_init__()
+        if self.groups < 1:
+            raise ConfigError(f"groups is {self.groups}: it must be at least 1")
         if self.group_size < 2:
             raise ConfigError(f"group_size is {self.group_size}: a group needs 2 members to compare")
         if self.minibatches > self.groups:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
-        self.optim.check_steps(self.steps * self.updates * self.minibatches)
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
-        if self.rollout.top_p < 1 or self.rollout.temperature == 0:
-            raise ConfigError("training samples from the whole distribution: rollout.top_p=1, temperature above 0")
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

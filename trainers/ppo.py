@@ -42,11 +42,10 @@ import torch
 from agentgym import seeding
 from agentgym.config import build
 from agentgym.credit import turn_gae, whiten
-from agentgym.env_worker import EnvConfig
 from agentgym.errors import ConfigError, TooManyFailures
 from agentgym.evaluate import Evaluation
 from agentgym.learner.critic import Critic, CriticConfig
-from agentgym.learner.learner import Learner, LossFn, OptimConfig
+from agentgym.learner.learner import Learner, LossFn
 from agentgym.learner.logprobs import TokenOutput, token_logprobs
 from agentgym.learner.losses import (
     clip_fraction,
@@ -58,9 +57,8 @@ from agentgym.learner.losses import (
 )
 from agentgym.learner.model import frozen_copy
 from agentgym.learner.pack import MicroBatch, pack, rows_of
-from agentgym.learner.setup import EvalConfig, ModelConfig
-from agentgym.rollout import RolloutConfig, group_tasks
-from agentgym.training import Training
+from agentgym.rollout import group_tasks
+from agentgym.training import Training, TrainingConfig
 from agentgym.types import Trajectory
 
 
@@ -106,52 +104,24 @@ class Algo:
 
 
 @dataclass
-class Config:
-    """Settings of a PPO run.
+class Config(TrainingConfig):
+    """Settings of a PPO run, beside those that every trainer has.
 
     Attributes:
-        env: The environment.
-        model: The starting policy.
-        rollout: How episodes are played.
-        optim: The optimizer of the policy.
         critic: The critic.
         algo: The algorithm.
-        eval: Evaluation.
-        steps: Training steps.
         episodes: Episodes of a step, each of a task of its own.
-        updates: Passes over a step's trajectories.
-        minibatches: Optimizer steps of a pass.
-        save_every: Steps between checkpoints.
-        show_every: Steps between saved sample trajectories.
-        seed: Seed of everything.
     """
 
-    env: EnvConfig = field(default_factory=EnvConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     algo: Algo = field(default_factory=Algo)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    steps: int = 100
     episodes: int = 64
-    updates: int = 1
     minibatches: int = 4
-    save_every: int = 20
-    show_every: int = 10
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "episodes", "updates", "minibatches", "save_every", "show_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        super().__post_init__()
         if self.minibatches > self.episodes:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds episodes ({self.episodes})")
-        self.optim.check_steps(self.steps * self.updates * self.minibatches)
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}: it must be 0 or more")
-        if self.rollout.top_p < 1 or self.rollout.temperature == 0:
-            raise ConfigError("training samples from the whole distribution: rollout.top_p=1, temperature above 0")
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

@@ -275,7 +275,12 @@ def test_ppo_improves_success(warm, tmp_path):
 
 
 def test_without_a_notion_of_success_there_is_a_return(warm, tmp_path, capsys):
-    values = {"env": {"id": "test/NoSuccess-v0"}, "episodes": 8, "save_every": 1, "eval": {"final_episodes": 4, "every": 1}}
+    values = {
+        "env": {"id": "test/NoSuccess-v0"},
+        "episodes": 8,
+        "save_every": 1,
+        "eval": {"final_episodes": 4, "every": 1},
+    }
     ppo.main(ppo_config(warm, **values, steps=1), tmp_path / "ppo")
     found = ppo.main(ppo_config(warm, **values, steps=2), tmp_path / "ppo", resume=True)
     lines = [json.loads(line) for line in (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()]
