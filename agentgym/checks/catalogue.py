@@ -177,11 +177,13 @@ def _seeded(seed: int) -> Iterator[None]:
     np.random.seed(seed)  # noqa: NPY002
     if torch:
         torch.manual_seed(seed)
-    yield
-    random.setstate(old)
-    np.random.set_state(old_numpy)  # noqa: NPY002
-    if torch:
-        torch.set_rng_state(old_torch)
+    try:
+        yield
+    finally:
+        random.setstate(old)
+        np.random.set_state(old_numpy)  # noqa: NPY002
+        if torch:
+            torch.set_rng_state(old_torch)
 
 
 def misuse(bench: Bench) -> Iterator[str]:
