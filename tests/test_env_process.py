@@ -73,7 +73,7 @@ def test_episodes_are_played_elsewhere_and_are_what_they_are_here():
 @pytest.mark.parametrize("at", [0, 1, 3])
 @pytest.mark.parametrize("how", ALL_WAYS)
 def test_an_environment_that_breaks_once_is_tried_again(tmp_path, how, at):
-    patience = {"step_timeout": 3.0} if how in ("sleep", "block") else {}
+    patience = {"step_timeout": 5.0} if how in ("sleep", "block") else {}
     bad = seed_of(1)
     found, stats, _ = play(
         processes=3, groups=3, size=1, config=settings(retries=3, **patience),
@@ -87,12 +87,12 @@ def test_an_environment_that_breaks_once_is_tried_again(tmp_path, how, at):
     assert stats.errors[kind] >= 1
     message = stats.messages[kind]
     says = {"raise": "RuntimeError: broken", "exit": "exit code 3", "kill": "SIGKILL", "segv": "SIGSEGV"}
-    assert says.get(how, "took longer than 3 s") in message
+    assert says.get(how, "took longer than 5 s") in message
 
 
 @pytest.mark.parametrize("how", ["exit", "block"])
 def test_a_seed_that_always_kills_its_process_costs_its_own_group_only(how):
-    patience = {"step_timeout": 3.0} if how == "block" else {}
+    patience = {"step_timeout": 5.0} if how == "block" else {}
     bad = (seed_of(2),)
     found, stats, seen = play(processes=4, groups=4, size=1, config=settings(**patience), how=how, at=1, seeds=bad)
     assert [g.id for g in found] == ["00000-000", "00000-001", "00000-003"]
@@ -113,7 +113,7 @@ def test_what_shares_a_process_with_one_that_dies_is_played_again(tmp_path):
 
 def test_what_shares_a_process_with_one_that_hangs_plays_on(tmp_path):
     found, stats, _ = play(
-        processes=1, groups=4, size=1, config=settings(step_timeout=3.0), how="sleep", at=2, seeds=(seed_of(0),),
+        processes=1, groups=4, size=1, config=settings(step_timeout=5.0), how="sleep", at=2, seeds=(seed_of(0),),
         marks=str(tmp_path), times=1,
     )  # fmt: skip
     assert len(found) == 4
