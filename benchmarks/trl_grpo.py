@@ -10,6 +10,7 @@ this one), warm-starts, and runs one side after the other. What is already there
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -89,9 +90,10 @@ def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = time.process_time() + used.ru_utime + used.ru_stime
     for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
+            for child in (task / "children").read_text().split():
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 
 
