@@ -117,6 +117,9 @@ class EnvProcess:
                 number, result, packed = self._connection.recv()
             except (EOFError, OSError):
                 break
+            except Exception:  # an answer that cannot be read here: what else it says cannot be trusted
+                self._process.kill()
+                break
             if (settle := self._take(number)) is not None:
                 settle(result, _unpack(packed))
         self.retired = True

@@ -329,21 +329,19 @@ class EnvConfig:
     Attributes:
         id: Gymnasium id, or ``module:id`` to import the module that registers it.
         kwargs: Arguments of ``gym.make``.
-        options: Options of ``env.reset`` in training, beside ``{"split": "train"}``.
-        eval_options: Options of ``env.reset`` in evaluation, beside ``{"split": "test"}``.
-        processes: Processes that hold the environments, so that one that dies or hangs for ever harms no other run
-            of this process; 0 keeps them on threads.
+        options: Options of ``env.reset`` in training; what is given takes the place of ``{"split": "train"}``.
+        eval_options: Options of ``env.reset`` in evaluation; what is given takes the place of ``{"split": "test"}``.
+        processes: Processes that hold the environments, so that one that dies or hangs for ever does not take the
+            run with it; 0 keeps them on threads.
     """
 
     id: str = "agentgym/TextWorldExpress-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    eval_options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=lambda: {"split": "train"})
+    eval_options: dict[str, Any] = field(default_factory=lambda: {"split": "test"})
     processes: int = 0
 
     def __post_init__(self) -> None:
-        self.options = {"split": "train", **self.options}
-        self.eval_options = {"split": "test", **self.eval_options}
         if self.processes < 0:
             raise ConfigError(f"env.processes is {self.processes}: it must be 0 (threads) or more")
 

@@ -20,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from agentgym.errors import ConfigError
 from agentgym.spaces import UnicodeText
 
 WORDS = ("amber", "blue", "coral", "denim", "ecru", "fawn", "green", "hazel")
@@ -428,5 +429,14 @@ class WithArguments(Good):
         return super().reset(seed=seed, options=options)
 
 
-for _class in (Good, Moody, WithArguments):
+class Strict(Good):
+    """`Good` that knows one option, and refuses every other."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        if unknown := set(options or {}) - {"expert"}:
+            raise ConfigError(f"unknown options {sorted(unknown)}")
+        return super().reset(seed=seed, options=options)
+
+
+for _class in (Good, Moody, WithArguments, Strict):
     gym.register(f"broken/{_class.__name__}-v0", entry_point=f"{__name__}:{_class.__name__}", disable_env_checker=True)

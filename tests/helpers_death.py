@@ -15,6 +15,13 @@ from agentgym.errors import ConfigError
 from agentgym.spaces import UnicodeText
 
 
+class Unreadable:
+    """Can be sent, but not be read."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return int, ("none",)
+
+
 class Mortal(gym.Env[str, str]):
     """Three steps; breaks at the reset (``at`` 0) or at step ``at``, ``times`` times for each of ``seeds``.
 
@@ -40,16 +47,18 @@ class Mortal(gym.Env[str, str]):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Count."""
         self.count += 1
-        self._break()
-        return f"You said {action}", 1.0, self.count == 3, False, {"pid": os.getpid(), "success": True}
+        info = {"pid": os.getpid(), "success": True}
+        if self._break() == "unreadable":
+            info["thing"] = Unreadable()
+        return f"You said {action}", 1.0, self.count == 3, False, info
 
-    def _break(self) -> None:
+    def _break(self) -> str:
         if not self.how or self.count != self.at or (self.seeds and self.number not in self.seeds):
-            return
+            return ""
         if self.marks:
             done = len(list(Path(self.marks).glob(f"{self.number}-*")))
             if done >= self.times:
-                return
+                return ""
             (Path(self.marks) / f"{self.number}-{done}").touch()
         if self.how == "raise":
             raise RuntimeError("broken")
@@ -63,6 +72,7 @@ class Mortal(gym.Env[str, str]):
             time.sleep(1000)
         if self.how == "block":  # hangs and never lets go of the interpreter
             ctypes.PyDLL(None).sleep(1000)
+        return self.how
 
 
 gym.register("test/Mortal-v0", entry_point=Mortal, disable_env_checker=True)

@@ -124,6 +124,15 @@ def test_what_shares_a_process_with_one_that_hangs_plays_on(tmp_path):
     assert [t.attempts for g in found for t in g.trajectories] == [2, 1, 1, 1]
 
 
+def test_an_answer_that_cannot_be_read_costs_its_process_and_not_the_run(tmp_path):
+    found, stats, _ = play(
+        processes=1, groups=2, size=1, how="unreadable", at=1, seeds=(seed_of(0),), marks=str(tmp_path), times=1,
+    )  # fmt: skip
+    assert len(found) == 2
+    assert stats.errors["env_error"] >= 1
+    assert stats.dropped_groups == 0
+
+
 def test_a_run_of_deaths_stops():
     with pytest.raises(TooManyFailures, match="the process of the environment died"):
         play(groups=12, size=1, config=settings(retries=0, max_failure_rate=0.2), how="exit")

@@ -190,3 +190,13 @@ def test_an_environment_that_breaks_is_one_line(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "agentgym: error: the episode failed: env_error: reset raised RuntimeError: it broke\n"
+
+
+def test_an_environment_gets_no_option_that_was_not_given(capsys):
+    strict = "helpers_broken_envs:broken/Strict-v0"
+    assert cli.main(["play", strict, "--policy", "expert"]) == 0
+    assert cli.main(["check", strict, "--json"]) == 0
+    assert (
+        cli.main(["play", strict, "--policy", "expert", "--set", "env.options.split=train", "rollout.retries=0"]) == 2
+    )
+    assert "unknown options ['split']" in capsys.readouterr().err
