@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained bench bench-trl lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained bench bench-trl bench-sandbox lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -28,14 +28,19 @@ lint: setup  ## ruff and mypy
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Every benchmark but bench-trl
-	@for script in $(filter-out benchmarks/trl_grpo.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+bench: setup  ## Every benchmark but bench-trl and bench-sandbox
+	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_%, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 
 bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
 	@.venv/bin/python benchmarks/trl_grpo.py
+
+bench-sandbox: setup  ## Sandboxes beside the docker SDK, inspect_ai and llm-sandbox; leaks. Needs root
+	@[ -x .venv-peers/bin/python ] || .venv/bin/python -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/sandbox_peers.txt
+	@benchmarks/sandbox_bench.sh
 
 lock: setup  ## Pin what is installed now
 	@.venv/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|uv)==' > requirements.lock
 
 clean:  ## Remove the environment and build outputs (not runs/)
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
