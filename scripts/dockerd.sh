@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# A private Docker daemon in a folder of its own: no bridge, no firewall rules, nothing shared with another daemon.
+#   scripts/dockerd.sh start DIR    then: export DOCKER_HOST=unix://DIR/docker.sock
+#   scripts/dockerd.sh stop DIR     removes its containers, ends it, and waits until it is gone; images stay in DIR
+set -euo pipefail
+usage() { echo "usage: $0 start DIR | stop DIR" >&2; exit 2; }
+[ $# = 2 ] || usage
+mkdir -p "$2"
+dir="$(cd "$2" && pwd)"
+export DOCKER_HOST="unix://$dir/docker.sock"
+unset DOCKER_CONTEXT DOCKER_TLS_VERIFY
+
+answers() { timeout -k 1 5 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
+
+running() {  # whether the process of a pid file lives: a killed one may stay a zombie, and its number may be used again
+  local pid
+  pid="$(cat "$1" 2>/dev/null)" || return 1
+  case "$(ps -o stat=,comm= -p "$pid" 2>/dev/null)" in Z* | "") return 1 ;; *dockerd | *containerd) return 0 ;; *) return 1 ;; esac
+}
+
+start() {
+  [ "$(id -u)" = 0 ] || { echo "dockerd: must be started as root" >&2; return 1; }
+  local program
+  for program in dockerd docker; do
+    command -v "$program" >/dev/null || { echo "dockerd: no $program: apt-get install docker.io" >&2; return 1; }
+  done
+  answers && return
+  local file pid
+  for file in "$dir/docker.pid" "$dir/exec/containerd/containerd.pid"; do
+    running "$file" || rm -f "$file"
+  done
+  setsid nohup dockerd --host "$DOCKER_HOST" --pidfile "$dir/docker.pid" --data-root "$dir/data" \
+    --exec-root "$dir/exec" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
+    --live-restore --log-level=warn >"$dir/log" 2>&1 </dev/null &
+  pid=$!
+  for _ in $(seq 300); do
+    answers && return
+    kill -0 "$pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  echo "dockerd: it did not start; the end of $dir/log:" >&2
+  tail -n 5 "$dir/log" >&2
+  kill "$pid" 2>/dev/null || true
+  return 1
+}
+
+stop() {
+  [ -d "$dir/data" ] || return 0
+  # containers outlive a daemon that was killed: another one takes them over, and removes them
+  start
+  local ids pid
+  ids="$(docker ps -aq)"
+  [ -z "$ids" ] || docker rm -f $ids >/dev/null
+  pid="$(cat "$dir/docker.pid")"
+  kill "$pid"
+  while running "$dir/docker.pid" && [ "$(cat "$dir/docker.pid")" = "$pid" ]; do sleep 0.05; done
+  grep -o " $dir/[^ ]*" /proc/mounts | xargs -r umount -l || true
+}
+
+case "$1" in start | stop) "$1" ;; *) usage ;; esac
