@@ -25,28 +25,32 @@ start() {
     command -v "$program" >/dev/null || { echo "dockerd: no $program: apt-get install docker.io" >&2; return 1; }
   done
   answers && return
-  local file pid
+  local file
   for file in "$dir/docker.pid" "$dir/exec/containerd/containerd.pid"; do
     running "$file" || rm -f "$file"
   done
-  setsid nohup dockerd --host "$DOCKER_HOST" --pidfile "$dir/docker.pid" --data-root "$dir/data" \
-    --exec-root "$dir/exec" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
-    --live-restore --log-level=warn >"$dir/log" 2>&1 </dev/null &
-  pid=$!
+  if [ ! -f "$dir/docker.pid" ]; then
+    setsid nohup dockerd --host "$DOCKER_HOST" --pidfile "$dir/docker.pid" --data-root "$dir/data" \
+      --exec-root "$dir/exec" --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
+      --live-restore --log-level=warn >"$dir/log" 2>&1 </dev/null &
+    local pid=$!
+  fi
   for _ in $(seq 300); do
     answers && return
-    kill -0 "$pid" 2>/dev/null || break
+    [ -z "${pid:-}" ] || kill -0 "$pid" 2>/dev/null || break
     sleep 0.1
   done
-  echo "dockerd: it did not start; the end of $dir/log:" >&2
+  echo "dockerd: no answer; the end of $dir/log:" >&2
   tail -n 5 "$dir/log" >&2
-  kill "$pid" 2>/dev/null || true
+  [ -z "${pid:-}" ] || kill "$pid" 2>/dev/null || true
   return 1
 }
 
 stop() {
-  [ -d "$dir/data" ] || return 0
-  # containers outlive a daemon that was killed: another one takes them over, and removes them
+  if ! running "$dir/docker.pid"; then
+    [ -n "$(ls -A "$dir/data/containers" 2>/dev/null)" ] || return 0
+    echo "dockerd: it ended before its containers did: starting it once more to remove them" >&2
+  fi
   start
   local ids pid
   ids="$(docker ps -aq)"

@@ -18,18 +18,32 @@ command -v cc >/dev/null || packages+=(build-essential)
 "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
 "$PYTHON" -c 'import sysconfig, os, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
   || packages+=(python3-dev)
-if [ "${1:-}" = --test ] && ! command -v chromium >/dev/null; then
-  if [ "$(id -u)" = 0 ]; then packages+=(chromium); else echo "setup: without chromium the browser tests skip"; fi
+if [ "${1:-}" = --test ]; then
+  extra=()
+  command -v chromium >/dev/null || extra+=(chromium)
+  command -v dockerd >/dev/null && command -v docker >/dev/null || extra+=(docker.io)
+  command -v bwrap >/dev/null || extra+=(bubblewrap)
+  if [ "$(id -u)" = 0 ]; then
+    packages+=("${extra[@]}")
+  elif [ "${#extra[@]}" -gt 0 ]; then
+    echo "setup: the tests that need one of these will skip: ${extra[*]}"
+  fi
 fi
+lists=/var/lib/apt/lists/partial  # apt-get update touches it
 if [ "${#packages[@]}" -gt 0 ]; then
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     apt-get update -q
+    # Debian 13 has the client in a package of its own
+    case " ${packages[*]} " in *" docker.io "*) ! apt-cache show docker-cli >/dev/null 2>&1 || packages+=(docker-cli) ;; esac
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${packages[@]}"
   else
     echo "setup: install these first, then run make setup again:" >&2
     echo "  sudo apt-get install ${packages[*]}" >&2
     exit 1
   fi
+elif [ "${1:-}" = --test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+  && [ -z "$(find "$lists" -maxdepth 0 -mtime -1 2>/dev/null)" ]; then
+  apt-get update -q  # the sandbox image is made of packages that must still be there
 fi
 
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv

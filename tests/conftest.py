@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import helpers_docker
 import pytest
 import torch
+from agentgym.sandboxes import image
+from agentgym.sandboxes.base import SandboxUnavailable
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -23,6 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from agentgym.errors import MissingDependency
 from agentgym.learner.model import prepare
 from agentgym.learner.tiny import CHAT_TEMPLATE, train_tokenizer
 from agentgym.renderer import ByteTokenizer, HFTokenizer, Renderer
@@ -201,3 +207,67 @@ def tokenizers_fixture():
 def renderer(request):
     """The renderer of each style in turn."""
     return make_renderer(request.param)
+
+
+def _cannot(reason: str):
+    """Skip, or fail where every test must run."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def docker_host():
+    """``DOCKER_HOST`` of a daemon with both sandbox images: the one that answers, or a private one for this session."""
+    daemon = None
+    try:
+        client = image.docker_client()
+    except SandboxUnavailable:
+        if reason := helpers_docker.why_not():
+            _cannot(reason)
+        daemon = helpers_docker.Daemon()
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            if daemon:
+                patch.setenv("DOCKER_HOST", daemon.host)
+                daemon.start()
+                client = image.docker_client()
+            _images(lambda name: image.load(name, client))
+            client.close()
+            yield os.environ.get("DOCKER_HOST", "")
+        finally:
+            if daemon:
+                daemon.close()
+
+
+@pytest.fixture
+def docker_daemon():
+    """A private daemon of the test's own, to be killed; it has the image ``base``."""
+    if reason := helpers_docker.why_not():
+        _cannot(reason)
+    daemon = helpers_docker.Daemon()
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            patch.setenv("DOCKER_HOST", daemon.host)
+            daemon.start()
+            with contextlib.closing(image.docker_client()) as client:
+                _images(lambda name: image.load(name, client), ["base"])
+            yield daemon
+        finally:
+            daemon.close()
+
+
+@pytest.fixture(scope="session")
+def bubblewrap():
+    """The path of bubblewrap; both root file systems are there."""
+    program = shutil.which("bwrap")
+    if program is None:
+        _cannot("no bubblewrap: apt-get install bubblewrap")
+    _images(image.build)
+    return program
+
+
+def _images(make, names=("base", "data")):
+    try:
+        for name in names:
+            make(name)
+    except MissingDependency as error:
+        _cannot(str(error))
