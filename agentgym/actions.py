@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentgym.errors import unknown
+from agentgym.tool_calls import CallError, canonical, parse_calls, write_calls
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,31 @@ class ToolCall:
         return _written(self, action, f"<tool_call>{call}</tool_call>")
 
 
+class Tools:
+    """The action is one call or several of an environment's own tools, as JSON; `agentgym.tool_calls` reads them."""
+
+    instructions = (
+        "You may think first. Then call a tool, with a JSON object between tags:\n"
+        '<tool_call>\n{"name": "name of the tool", "arguments": {"name of the argument": "value"}}\n</tool_call>\n'
+        "You read what it gives and go on. Several calls in one answer are made in their order."
+    )
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the calls; the action is `agentgym.tool_calls.canonical`."""
+        try:
+            return Parsed(canonical(parse_calls(text)))
+        except CallError as error:
+            return Parsed(None, str(error)[:250])
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write the calls of an action in Hermes tags."""
+        return write_calls(parse_calls(action))
+
+
 class Choice:
     """The admissible commands are shown as a numbered list; the last number in the answer is the choice."""
 
@@ -165,6 +191,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "plain": Plain,
     "tagged": Tagged,
     "tool_call": ToolCall,
+    "tools": Tools,
     "choice": Choice,
 }
 

@@ -22,7 +22,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from agentgym import errors
-from agentgym.errors import AgentGymError, ConfigError, EnvError
+from agentgym.errors import ConfigError, EnvError
 
 _PR_SET_PDEATHSIG = 1
 Settle = Callable[[Any, Exception | None], None]
@@ -149,8 +149,9 @@ class EnvProcess:
 
 
 def _pack(error: Exception) -> tuple[str, str]:
-    kind = type(error) if isinstance(error, AgentGymError) else EnvError
-    return kind.__name__, str(error)
+    """The error's text, and the name of the class in `errors` that it is or derives from."""
+    kinds = (kind for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+    return next(kinds, EnvError).__name__, str(error)
 
 
 def _unpack(error: tuple[str, str] | None) -> Exception | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 
@@ -73,6 +73,22 @@ def instructions_of(env: gym.Env[str, str]) -> str:
     return str(getattr(env.unwrapped, "instructions", "You act in a text environment."))
 
 
+class Start(NamedTuple):
+    """What an episode begins with.
+
+    Attributes:
+        observation: The first observation.
+        info: The first ``info``.
+        instructions: What the environment tells an agent before that.
+        tools: JSON schemas of its tools: its attribute ``tools``, if it has one.
+    """
+
+    observation: str
+    info: dict[str, Any]
+    instructions: str
+    tools: list[dict[str, Any]]
+
+
 class EnvThread:
     """One environment on a daemon thread of its own, so that a call that hangs can be abandoned."""
 
@@ -127,10 +143,11 @@ class EnvThread:
     def _check(self) -> None:
         self._make()
 
-    def _reset(self, seed: int, options: dict[str, Any]) -> tuple[str, dict[str, Any], str]:
+    def _reset(self, seed: int, options: dict[str, Any]) -> Start:
         env = self._make()
         observation, info = env.reset(seed=seed, options=dict(options))
-        return _text(observation), dict(info), _text(instructions_of(env))
+        tools = list(getattr(env.unwrapped, "tools", ()))
+        return Start(_text(observation), dict(info), _text(instructions_of(env)), tools)
 
     def _step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         assert self._env is not None
@@ -179,16 +196,13 @@ class EnvWorker:
         """Drive the environment of a thread or of another process."""
         self.seat = seat
 
-    async def reset(self, seed: int, options: dict[str, Any], timeout: float) -> tuple[str, dict[str, Any], str]:
+    async def reset(self, seed: int, options: dict[str, Any], timeout: float) -> Start:
         """Reset, making the environment first if need be.
-
-        Returns:
-            Observation, info, and the environment's instructions.
 
         Raises:
             EnvError: If it failed or took longer than ``timeout`` seconds.
         """
-        result: tuple[str, dict[str, Any], str] = await self._call("reset", (seed, options), timeout)
+        result: Start = await self._call("reset", (seed, options), timeout)
         return result
 
     async def step(self, action: str, timeout: float) -> tuple[str, float, bool, bool, dict[str, Any]]:

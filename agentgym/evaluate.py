@@ -319,6 +319,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be the same for two episodes to belong to one evaluation, as JSON values."""
     rollout = {f"rollout.{k}": v for k, v in dataclasses.asdict(config).items() if k not in HARMLESS}
+    rollout["rollout.codec"] = config.codec_for(pool.env_id)
     env = {"env.id": pool.env_id, "env.kwargs": pool.kwargs, "env.eval_options": options}
     found: dict[str, Any] = json.loads(json.dumps({"policy": policy.name, "seed": seed, **env, **rollout}, default=str))
     return found

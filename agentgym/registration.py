@@ -21,6 +21,8 @@ class EnvEntry:
         kwargs: Default keyword arguments of the class for this id.
         variants: Arguments of ``gym.make`` that the tests check and that have a golden transcript each; where time is
             short, the first stands for all.
+        codec: How a model's text becomes an action where ``rollout.codec`` is ``auto``: a key of
+            `agentgym.actions.CODECS`.
     """
 
     id: str
@@ -30,6 +32,7 @@ class EnvEntry:
     needs: tuple[str, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ({},)
+    codec: str = "plain"
 
 
 ENVIRONMENTS: tuple[EnvEntry, ...] = (
@@ -93,6 +96,12 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         variants=tuple({"level": level} for level in ("GoToLocal", "PickupLoc", "UnlockLocal", "BossLevel")),
     ),
 )
+
+
+def codec_of(env_id: str) -> str:
+    """The action codec that fits an environment; ``plain`` for one that is not in the table."""
+    name = env_id.rpartition(":")[2]
+    return next((entry.codec for entry in ENVIRONMENTS if entry.id == name), "plain")
 
 
 def register_envs() -> None:

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from agentgym.context import make_context
 from agentgym.env_worker import EnvPool, EnvWorker, StepTimeout
 from agentgym.errors import ConfigError, ContextFull, EngineError, EnvError, SandboxError, TooManyFailures
 from agentgym.policies.base import Policy, Request, Session
+from agentgym.registration import codec_of
 from agentgym.renderer import Row
 from agentgym.types import Group, Message, Status, Trajectory, Turn
 
@@ -39,7 +40,8 @@ class RolloutConfig:
         context_limit: Tokens of prompt and answer together.
         temperature: Sampling temperature.
         top_p: Nucleus; anything below 1 samples from another distribution than the trainer's.
-        codec: How text becomes an action: plain, tagged, tool_call, choice.
+        codec: How text becomes an action: plain, tagged, tool_call, tools, choice; auto: as the environment's entry in
+            the registry says.
         context: What the policy sees: append, window:K, workspace.
         parse_limit: Answers in a row without an action before the episode ends.
         concurrency: Episodes that run at the same time.
@@ -54,7 +56,7 @@ class RolloutConfig:
     context_limit: int = 4096
     temperature: float = 1.0
     top_p: float = 1.0
-    codec: str = "plain"
+    codec: str = "auto"
     context: str = "append"
     parse_limit: int = 3
     concurrency: int = 64
@@ -64,7 +66,8 @@ class RolloutConfig:
     max_failure_rate: float = 0.2
 
     def __post_init__(self) -> None:
-        make_codec(self.codec)
+        if self.codec != "auto":
+            make_codec(self.codec)
         make_context(self.context, str)
         for name in ("max_turns", "max_new_tokens", "context_limit", "parse_limit", "concurrency"):
             if getattr(self, name) < 1:
@@ -85,6 +88,10 @@ class RolloutConfig:
             raise ConfigError(f"rollout.temperature is {self.temperature}: it must be 0 or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"rollout.top_p is {self.top_p}: it must be above 0 and at most 1")
+
+    def codec_for(self, env_id: str) -> str:
+        """The name of the codec in an environment."""
+        return codec_of(env_id) if self.codec == "auto" else self.codec
 
 
 @dataclass(frozen=True)
@@ -190,7 +197,7 @@ class Rollout:
         self.pool, self.policy, self.config = pool, policy, config
         self.options = {**(options or {}), **policy.env_options}
         self.on_episode = on_episode
-        self.codec = make_codec(config.codec)
+        self.codec = make_codec(config.codec_for(pool.env_id))
         self.context = make_context(config.context, policy.renderer.escape)
         self.stats = RolloutStats()
 
@@ -344,7 +351,7 @@ class Rollout:
     async def _episode(self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory) -> None:
         config = self.config
         session.begin((task.index, task.member), task.group)
-        observation, info, instructions = await worker.reset(task.env_seed, self.options, config.step_timeout)
+        observation, info, instructions, tools = await worker.reset(task.env_seed, self.options, config.step_timeout)
         renderer = self.policy.renderer
         has_model = self.policy.context_limit is not None
         row = Row(renderer, config.context_limit - config.max_new_tokens if has_model else None)
@@ -372,7 +379,7 @@ class Rollout:
                 trajectory.status = Status.CONTEXT_FULL
                 break
             started = time.perf_counter()
-            generation = await session.generate(self._request(row, task, turn, info, admissible, view))
+            generation = await session.generate(self._request(row, task, turn, info, admissible, view, tools))
             usage.update(generation.usage)
             start, stop = row.sampled(generation.ids, generation.logps, generation.version)
             text = renderer.decode_reply(generation.ids)
@@ -422,6 +429,7 @@ class Rollout:
         info: dict[str, Any],
         admissible: Sequence[str],
         messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
     ) -> Request:
         config, renderer = self.config, self.policy.renderer
         return Request(
@@ -433,6 +441,7 @@ class Rollout:
             info=info,
             encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
             messages=messages,
+            tools=tools,
         )
 
 

@@ -57,15 +57,20 @@ def test_what_is_written_is_read_back(name, action, others, data):
     try:
         text = codec.write(action, admissible)
     except ValueError:
-        # Only what the format has no way to say: several lines for plain, the tags themselves for tagged.
-        assert (name == "plain" and len(action.strip().splitlines()) > 1) or (name == "tagged" and "action>" in action)
+        # Only what the format has no way to say: several lines for plain, the tags themselves for tagged, and for
+        # tools what is no call of one (tests/test_tool_calls.py has the calls).
+        assert (
+            (name == "plain" and len(action.strip().splitlines()) > 1)
+            or (name == "tagged" and "action>" in action)
+            or (name == "tools" and codec.parse(action, admissible).error)
+        )
         return
     parsed = codec.parse(text, admissible)
     assert parsed.error is None
     assert parsed.action == (action if name == "choice" else action.strip())
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", sorted(set(CODECS) - {"tools"}))
 def test_ordinary_actions_are_read_back_exactly(name):
     codec = make_codec(name)
     admissible = ["go north", "take the red apple", 'say "hi" \\ {}', "打开 门", "1. look", "5"]

@@ -26,6 +26,8 @@ class Request:
             sees ``ids`` and nothing else.
         encode_action: Turns an action into the ids of a reply that the episode's codec will read back.
         messages: The conversation that ``ids`` render, for a policy that takes text.
+        tools: JSON schemas of the environment's tools, for a policy that passes them on in a way of its own; the first
+            message holds them too.
     """
 
     ids: list[int]
@@ -36,6 +38,7 @@ class Request:
     info: Mapping[str, Any] = field(default_factory=dict)
     encode_action: Callable[[str], list[int]] = field(default=lambda action: list(action.encode()))
     messages: Sequence[Message] = ()
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass

@@ -8,6 +8,7 @@ bills, is summed in ``Trajectory.info`` as ``prompt_tokens`` and ``completion_to
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import openai
 from agentgym.errors import ConfigError, EngineError
 from agentgym.policies.base import Generation, Request
 from agentgym.renderer import ByteTokenizer, Renderer
+from agentgym.tool_calls import tagged
 
 
 class OpenAISession:
@@ -73,6 +75,7 @@ class OpenAIPolicy:
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not loopback),
         )
         self._limit = "max_tokens"
+        self._takes_tools = True
 
     def open(self) -> OpenAISession:
         """Open a place for episodes."""
@@ -87,7 +90,7 @@ class OpenAIPolicy:
         try:
             answer = await self._complete(request)
             choice = answer.choices[0]
-            text, finish = choice.message.content or "", choice.finish_reason
+            text, finish = _text(choice.message), choice.finish_reason
             usage = answer.usage
         except (openai.OpenAIError, ValueError) as error:
             raise EngineError(self._explain(error)) from None
@@ -113,13 +116,19 @@ class OpenAIPolicy:
             "top_p": request.top_p,
             "seed": int(request.rng.integers(2**31)),
         }
-        try:
-            return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
-        except openai.BadRequestError as error:
-            if self._limit == "max_completion_tokens" or "max_completion_tokens" not in error.response.text:
-                raise
-            self._limit = "max_completion_tokens"  # what newer models call it
-        return await self._client.chat.completions.create(**settings, **{self._limit: request.max_new_tokens})
+        while True:
+            limit, tools = self._limit, self._takes_tools and list(request.tools)
+            sent = {**settings, limit: request.max_new_tokens, **({"tools": tools} if tools else {})}
+            try:
+                return await self._client.chat.completions.create(**sent)
+            except openai.BadRequestError as error:
+                said = error.response.text
+                if limit == "max_tokens" and "max_completion_tokens" in said:
+                    self._limit = "max_completion_tokens"  # what newer models call it
+                elif tools and "tool" in said:
+                    self._takes_tools = False  # a server without a parser; the first message describes them too
+                else:
+                    raise
 
     def _explain(self, error: Exception) -> str:
         """The error as one sentence, without the key."""
@@ -144,6 +153,18 @@ class OpenAIPolicy:
     def load_weights(self, state: Mapping[str, Any], version: int) -> None:
         """The weights are the endpoint's own."""
         raise EngineError(f"the {self.name} policy is for evaluation only: it cannot load weights")
+
+
+def _text(message: Any) -> str:
+    """The answer as a model without a parser behind it would write it: tool calls in Hermes tags."""
+    parts = [message.content] if message.content else []
+    for call in getattr(message, "tool_calls", None) or ():
+        try:
+            arguments = json.loads(call.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = call.function.arguments  # the codec says what is wrong with it
+        parts.append(tagged(call.function.name, arguments))
+    return "\n".join(parts)
 
 
 def _check_address(url: str) -> bool:
