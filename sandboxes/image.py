@@ -7,6 +7,7 @@ folder. The same packages give the same bytes. With a registry, ``Dockerfile`` b
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -20,7 +21,7 @@ from typing import Any
 from agentgym.sandboxes import debian
 from agentgym.sandboxes.base import SandboxUnavailable
 
-from agentgym.errors import ConfigError, MissingDependency, missing
+from agentgym.errors import ConfigError
 
 BASE_IMAGE = "agentgym-sandbox:base"
 DATA_IMAGE = "agentgym-sandbox:data"
@@ -142,33 +143,16 @@ def _mounted(folder: Path) -> bool:
     return False
 
 
-def docker_client() -> Any:
-    """A client of the Docker daemon that ``DOCKER_HOST`` names, or of the default one.
-
-    Raises:
-        MissingDependency: If the Docker SDK is not installed.
-        SandboxUnavailable: If the daemon does not answer.
-    """
-    try:
-        import docker
-    except ModuleNotFoundError as error:
-        raise missing("docker", "docker") from error
-    try:
-        client = docker.from_env()
-        client.ping()
-    except (docker.errors.DockerException, OSError) as error:
-        where = os.environ.get("DOCKER_HOST") or "the default socket"
-        raise SandboxUnavailable(f"no Docker daemon answers at {where}: start one, or set DOCKER_HOST") from error
-    return client
-
-
-def load(image: str, client: Any, say: Callable[[str], None] = lambda _: None) -> str:
+def load(image: str, api: Any, say: Callable[[str], None] = lambda _: None) -> str:
     """Make an image from the system's packages and import it into Docker, unless it is there; return its id.
 
     Args:
         image: ``base`` or ``data``.
-        client: Client of the Docker SDK.
+        api: Client, from `agentgym.sandboxes.docker.client`.
         say: Is told what is being done.
+
+    Raises:
+        MissingDependency: As `build` does.
     """
     import docker
 
@@ -176,44 +160,45 @@ def load(image: str, client: Any, say: Callable[[str], None] = lambda _: None) -
     full = full_name(short_name(image))
     key = folder.name.rpartition("-")[2]
     try:
-        present = client.images.get(full)
+        present = api.inspect_image(full)
     except docker.errors.ImageNotFound:
         present = None
-    if present is not None and (present.labels or {}).get(_KEY_LABEL) == key:
-        return str(present.id)
+    if present and ((present["Config"] or {}).get("Labels") or {}).get(_KEY_LABEL) == key:
+        return str(present["Id"])
     say("importing it into Docker")
     repository, tag = full.split(":")
     with tempfile.TemporaryFile(dir=cache_folder()) as file:
         debian.write_tar(folder, file)
         file.seek(0)
         changes = [*_CHANGES, f"LABEL {_KEY_LABEL}={key}"]
-        client.api.import_image_from_data(file, repository=repository, tag=tag, changes=changes)
-    if present is not None and not present.attrs.get("RepoTags", [])[1:]:
-        _forget(client, present.id)
-    return str(client.images.get(full).id)
+        api.import_image_from_data(file, repository=repository, tag=tag, changes=changes)
+    if present and present["RepoTags"] == [full]:
+        with contextlib.suppress(docker.errors.APIError):  # a container still uses it
+            api.remove_image(present["Id"])
+    return str(api.inspect_image(full)["Id"])
 
 
-def _forget(client: Any, image_id: str) -> None:
-    """Remove the image that another one replaced, unless a container still uses it."""
-    import docker
-
-    try:
-        client.images.remove(image_id)
-    except docker.errors.APIError:
-        return
-
-
-def build_with_registry(image: str, client: Any) -> str:
+def build_with_registry(image: str, api: Any, say: Callable[[str], None] = lambda _: None) -> str:
     """Build an image from the Dockerfile beside this file and return its id; the daemon must reach a registry.
 
     Raises:
-        MissingDependency: If the build fails.
+        SandboxUnavailable: If the build fails.
     """
     import docker
 
-    name = short_name(image)
+    full = full_name(short_name(image))
     try:
-        built, _ = client.images.build(path=str(Path(__file__).parent), target=name, tag=IMAGES[name], rm=True)
-    except (docker.errors.BuildError, docker.errors.APIError) as error:
-        raise MissingDependency(f"the image cannot be built: {error}; without a registry use --offline") from error
-    return str(built.id)
+        for line in api.build(
+            path=str(Path(__file__).parent), target=short_name(image), tag=full, rm=True, decode=True
+        ):
+            if "error" in line:
+                raise SandboxUnavailable(_no_build(line["error"]))
+            if text := line.get("stream", "").strip():
+                say(text)
+    except docker.errors.APIError as error:
+        raise SandboxUnavailable(_no_build(str(error.explanation))) from error
+    return str(api.inspect_image(full)["Id"])
+
+
+def _no_build(reason: str) -> str:
+    return f"the image cannot be built: {reason.strip()}; without a registry use --offline"

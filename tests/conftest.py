@@ -14,8 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import helpers_docker
 import pytest
 import torch
-from agentgym.sandboxes import image
-from agentgym.sandboxes.base import SandboxUnavailable
+from agentgym.sandboxes import docker, image
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -217,30 +216,23 @@ def _cannot(reason: str):
 @pytest.fixture(scope="session")
 def docker_host():
     """``DOCKER_HOST`` of a daemon with both sandbox images: the one that answers, or a private one for this session."""
-    daemon = None
-    try:
-        client = image.docker_client()
-    except SandboxUnavailable:
-        if reason := helpers_docker.why_not():
-            _cannot(reason)
-        daemon = helpers_docker.Daemon()
-    with pytest.MonkeyPatch.context() as patch:
-        try:
-            if daemon:
-                patch.setenv("DOCKER_HOST", daemon.host)
-                daemon.start()
-                client = image.docker_client()
-            _images(lambda name: image.load(name, client))
-            client.close()
-            yield os.environ.get("DOCKER_HOST", "")
-        finally:
-            if daemon:
-                daemon.close()
+    with contextlib.ExitStack() as stack:
+        if docker.available():
+            stack.enter_context(_private_daemon())
+        _load("base", "data")
+        yield os.environ.get("DOCKER_HOST", "")
 
 
 @pytest.fixture
 def docker_daemon():
     """A private daemon of the test's own, to be killed; it has the image ``base``."""
+    with _private_daemon() as daemon:
+        _load("base")
+        yield daemon
+
+
+@contextlib.contextmanager
+def _private_daemon():
     if reason := helpers_docker.why_not():
         _cannot(reason)
     daemon = helpers_docker.Daemon()
@@ -248,11 +240,14 @@ def docker_daemon():
         try:
             patch.setenv("DOCKER_HOST", daemon.host)
             daemon.start()
-            with contextlib.closing(image.docker_client()) as client:
-                _images(lambda name: image.load(name, client), ["base"])
             yield daemon
         finally:
             daemon.close()
+
+
+def _load(*names: str):
+    with docker.client() as api:
+        _images(lambda name: image.load(name, api), names)
 
 
 @pytest.fixture(scope="session")
