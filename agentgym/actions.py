@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -134,6 +135,29 @@ class ToolCall:
         return _written(self, action, f"<tool_call>{call}</tool_call>")
 
 
+class Code:
+    """The action is a program: the last fenced block of the answer, or all of it where there is none."""
+
+    instructions = "Answer with the code in one fenced block: ```python, the code, ```."
+    _pattern = re.compile(r"^[ \t]*```[^`\n]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Take the last block, also one that was cut off, without the indentation that all of its lines have."""
+        found = self._pattern.findall(text)
+        code = found[-1] if found else text
+        if code.lstrip("\n").startswith((" ", "\t")):
+            code = textwrap.dedent(code)
+        return Parsed(code.strip()) if code.strip() else Parsed(None, "there is no code in the answer")
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Put a fence around the program."""
+        return _written(self, action, f"```python\n{action.strip()}\n```")
+
+
 class Tools:
     """The action is one call or several of an environment's own tools, as JSON; `agentgym.tool_calls` reads them."""
 
@@ -191,6 +215,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "plain": Plain,
     "tagged": Tagged,
     "tool_call": ToolCall,
+    "code": Code,
     "tools": Tools,
     "choice": Choice,
 }

@@ -40,8 +40,8 @@ class RolloutConfig:
         context_limit: Tokens of prompt and answer together.
         temperature: Sampling temperature.
         top_p: Nucleus; anything below 1 samples from another distribution than the trainer's.
-        codec: How text becomes an action: plain, tagged, tool_call, tools, choice; auto: as the environment's entry in
-            the registry says.
+        codec: How text becomes an action: plain, tagged, tool_call, tools, code, choice; auto: as the environment's
+            entry in the registry says.
         context: What the policy sees: append, window:K, workspace.
         parse_limit: Answers in a row without an action before the episode ends.
         concurrency: Episodes that run at the same time.

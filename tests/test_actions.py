@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from agentgym.actions import CODECS, Choice, Parsed, Plain, Tagged, ToolCall, make_codec
+from agentgym.actions import CODECS, Choice, Code, Parsed, Plain, Tagged, ToolCall, make_codec
 from agentgym.errors import ConfigError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -62,6 +62,7 @@ def test_what_is_written_is_read_back(name, action, others, data):
         assert (
             (name == "plain" and len(action.strip().splitlines()) > 1)
             or (name == "tagged" and "action>" in action)
+            or (name == "code" and "```" in action)
             or (name == "tools" and codec.parse(action, admissible).error)
         )
         return
@@ -137,6 +138,13 @@ def test_monstrous_texts_are_data_too(name, text):
     ("codec", "text", "action"),
     [
         (Plain(), "\n  go north \nbecause", "go north"),
+        (Code(), "Try this:\n```python\nx = 1\nif x:\n    y = 2\n```\nThat is all.", "x = 1\nif x:\n    y = 2"),
+        (Code(), "```\na = 1\n```\nBetter:\n```py\n    b = 2\n    c = 3\n```", "b = 2\nc = 3"),
+        (Code(), "```python\ncut = off", "cut = off"),
+        (Code(), "    x = 1\n\n    y = '```'", "x = 1\n\ny = '```'"),
+        (Code(), "x = 1", "x = 1"),
+        (Code(), "```python\n\n```", None),
+        (Code(), " \n", None),
         (Plain(), " \n\t\n", None),
         (Tagged(), "hm <action> go </action>", "go"),
         (Tagged(), "<action>a</action> no, <action>b</action>", "b"),
