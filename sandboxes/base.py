@@ -35,7 +35,7 @@ class Limits:
         workspace_mb: Size of the workspace, MiB.
         tmp_mb: Size of ``/tmp``, MiB.
         inodes: Files and folders in the workspace; ``/tmp`` may hold a quarter.
-        flood_mb: Output of one call, MiB, after which it is ended; how much of it is kept is ``max_output`` of the call.
+        flood_mb: Output of one call, MiB, after which it is ended; how much is kept is ``max_output`` of the call.
     """
 
     memory_mb: int = 512
@@ -48,7 +48,7 @@ class Limits:
     flood_mb: int = 64
 
     def __post_init__(self) -> None:
-        least = {"memory_mb": 64, "cpus": 0.01, "pids": 8, "open_files": 64, "inodes": 64}
+        least = {"memory_mb": 64, "cpus": 0.01, "pids": 8, "open_files": 256, "inodes": 64}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least.get(f.name, 1):
@@ -99,7 +99,7 @@ class Sandbox(Protocol):
     """A box. Calls from several threads are made one after the other; `cancel` and `close` may come at any time.
 
     Relative paths start at the workspace, which is also the working directory and ``$HOME``. A process lives no longer
-    than the call that started it, except those that the interpreter session started: they live as long as the session.
+    than the call that started it, except children of the interpreter session: they live as long as the session at most.
 
     Every method raises `SandboxError` if the box fails.
 
@@ -138,8 +138,8 @@ class Sandbox(Protocol):
 
         Args:
             code: The code.
-            fresh: Run it in a new interpreter that nothing has touched, instead of the box's session, which keeps its
-                variables from call to call.
+            fresh: Run it in a new interpreter that nothing has touched and that imports nothing from the workspace,
+                instead of the box's session, which keeps its variables from call to call.
             timeout: Seconds; a session is interrupted first and lost only if that does not end the call.
             max_output: Bytes kept of each stream. A session has one stream: its standard error is in ``stdout``.
         """
