@@ -1,4 +1,4 @@
-"""The command line: ``agentgym envs | check | play | train | eval | view | doctor``.
+"""The command line: ``agentgym envs | check | play | train | eval | view | sandbox | doctor``.
 
 Every error a user can make is one line on standard error, with the fix in it, and exit code 2.
 """
@@ -113,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     view = commands.add_parser("view", help="write the HTML report of a run folder")
     view.add_argument("dir", metavar="DIR", help="run folder")
     view.set_defaults(run=_view)
+
+    importlib.import_module("agentgym.sandboxes.command").add_parser(commands)
 
     doctor = commands.add_parser("doctor", help="say what is installed, what is missing, and how to mend it")
     doctor.add_argument("--json", action="store_true", help="for machines")

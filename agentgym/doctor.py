@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -229,6 +230,10 @@ def _docker() -> Iterator[Finding]:
         yield Finding("docker", "missing", f"{answer}; only for sandboxes", "sudo systemctl start docker")
 
 
+def _bubblewrap() -> Iterator[Finding]:
+    yield importlib.import_module("agentgym.sandboxes.doctor").bubblewrap()
+
+
 def _browser() -> Iterator[Finding]:
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next((path for name in names if (path := shutil.which(name))), None)
@@ -271,7 +276,7 @@ def _room(name: str, folder: Path) -> Iterator[Finding]:
         yield Finding(name, "ok", f"{folder}: {free / 2**30:.0f} GiB free")
 
 
-_LOOKS = (_core, _training, _threads, _environments, _java, _docker, _browser, _vllm, _disk)
+_LOOKS = (_core, _training, _threads, _environments, _java, _docker, _bubblewrap, _browser, _vllm, _disk)
 
 
 def show(findings: list[Finding], as_json: bool) -> None:
