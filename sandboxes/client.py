@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -97,7 +98,15 @@ def _after_fork() -> None:
         box._forked()
 
 
+def _at_exit() -> None:
+    for box in list(_boxes):
+        box._link.close()  # all of them begin to end at once
+    for box in list(_boxes):
+        box.close()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)
 
 
 class Box:
@@ -380,6 +389,7 @@ class Box:
             self._closed, self._reason = True, reason
         self._link.close()
         self._remove()
+        _boxes.discard(self)
 
     def _forked(self) -> None:
         self._closed, self._reason = True, "it belongs to the process that opened it"
