@@ -163,7 +163,7 @@ class Box:
         max_output: int = 65536,
     ) -> Result:
         """Run a program."""
-        argv = command if isinstance(command, str) else [str(word) for word in command]
+        argv = _text(command) if isinstance(command, str) else [_text(str(word)) for word in command]
         if not argv or any("\0" in word for word in ([argv] if isinstance(argv, str) else argv)):
             raise ConfigError("a command of a sandbox must not be empty or hold a NUL character")
         request = {"op": "run", "argv": argv, "cwd": cwd, "env": env}
@@ -400,7 +400,12 @@ def _bytes(data: str | bytes) -> bytes:
     return data if isinstance(data, bytes) else data.encode(errors="replace")
 
 
+def _text(text: str) -> str:
+    """Without halves of surrogate pairs, which no program takes."""
+    return text.encode(errors="replace").decode()
+
+
 def _path(path: str) -> str:
     if not path or "\0" in path:
         raise ConfigError(f"{path!r} is no path: it must not be empty or hold a NUL character")
-    return path.encode(errors="replace").decode()
+    return _text(path)

@@ -94,6 +94,11 @@ def _not(index: int, values: tuple[int, ...]) -> list[bytes]:
     return [_argument(index), *tests, _instruction(_RETURN, _ALLOW), _refuse()]
 
 
+def number(name: str) -> int:
+    """The number of a system call on this machine; KeyError if it is not in the filter."""
+    return _MACHINES[platform.machine()][1][name]
+
+
 def program(machine: str | None = None) -> bytes:
     """The filter for a processor, as the kernel takes it: 8 bytes an instruction.
 
