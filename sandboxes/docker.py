@@ -185,6 +185,7 @@ def open_box(image: str, limits: Limits, preload: tuple[str, ...] = (), runtime:
                     user=f"{_USER}:{_USER}",
                     working_dir=_WORKSPACE,
                     hostname="sandbox",
+                    network_disabled=True,  # spares the hook that would set up a network of nothing
                     environment=_ENVIRONMENT,
                     labels={reaper.LABEL: reaper.owner()},
                     stdin_open=True,
