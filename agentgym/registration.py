@@ -95,6 +95,30 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         extra="babyai",
         variants=tuple({"level": level} for level in ("GoToLocal", "PickupLoc", "UnlockLocal", "BossLevel")),
     ),
+    EnvEntry(
+        "agentgym/PythonMath-v0",
+        "agentgym.envs.python_math:PythonMathEnv",
+        "PythonMath: problems that need computing, solved with a Python tool in a sandbox",
+        needs=("sandbox",),
+        codec="tools",
+    ),
+    EnvEntry(
+        "agentgym/Shell-v0",
+        "agentgym.envs.shell:ShellEnv",
+        "Shell: file and text tasks in a sandbox, checked by what the agent never saw; chosen by the argument task",
+        needs=("sandbox",),
+        variants=({}, {"task": "permissions"}, {"task": "mend_program"}),
+        codec="tools",
+    ),
+    EnvEntry(
+        "agentgym/DataScience-v0",
+        "agentgym.envs.data_science:DataScienceEnv",
+        "DataScience: write the Python that fits a scikit-learn classifier, scored by ROC-AUC in a sandbox",
+        extra="datascience",
+        needs=("sandbox",),
+        variants=({"dataset": "iris"}, {"dataset": "breast_cancer"}),
+        codec="code",
+    ),
 )
 
 

@@ -33,7 +33,7 @@ _EXACT = re.compile(r"[+-]?\d{1,300}(?:/\d{1,300}|\.\d{1,300})?", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?\d{1,300}(?:\.\d{0,300})?(?:[eE][+-]?\d{1,3})?", re.ASCII)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MathProblem(Problem):
     """A problem with its answer.
 
@@ -53,7 +53,7 @@ def make_problem(name: str, rng: np.random.Generator, level: int) -> MathProblem
     known = "\n".join(f"{key} = {value!r}" for key, value in numbers.items())
     plan = (Call("python", {"code": f"{known}\n{template.code}"}),)
     text = f"{template.text.format(**numbers)}\n{_HOW[template.answer]}"
-    return MathProblem(text, plan, numbers, template.solve(**numbers))
+    return MathProblem(text, plan, numbers=numbers, answer=template.solve(**numbers))
 
 
 def is_answer(expected: int | Fraction | float, text: str) -> bool:

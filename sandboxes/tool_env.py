@@ -31,11 +31,13 @@ class Problem:
 
     Attributes:
         text: What the agent is asked.
-        plan: The calls of an expert; the last line of what the last one says is the answer to submit.
+        plan: The calls of an expert.
+        printed: Whether the answer is the last line of what the last of them says; otherwise it is ``done``.
     """
 
     text: str
     plan: tuple[Call, ...]
+    printed: bool = True
 
 
 Maker = Callable[[np.random.Generator, int], Problem]
@@ -225,8 +227,8 @@ class ToolEnv(gym.Env[str, str]):
     def _hint(self) -> str:
         """The expert's next action. It goes through its plan, whatever else was done in between."""
         plan = self._problem.plan
-        call = plan[self._planned] if self._planned < len(plan) else Call("submit", {"answer": self._printed})
-        return canonical([call])
+        answer = self._printed if self._problem.printed else "done"
+        return canonical([plan[self._planned] if self._planned < len(plan) else Call("submit", {"answer": answer})])
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from agentgym.envs import textworld_express
+from agentgym.sandboxes import SandboxUnavailable
 
 from agentgym import golden
 from agentgym.checks import CHECKS, check_agent_env
@@ -37,7 +38,7 @@ def skipped_if_missing():
     """Skip where the engine is not installed."""
     try:
         yield
-    except MissingDependency as error:
+    except (MissingDependency, SandboxUnavailable) as error:
         pytest.skip(str(error))
 
 
