@@ -7,14 +7,14 @@ import json
 import sys
 from typing import Any
 
-from agentgym.errors import SandboxError
+from agentgym.errors import ConfigError, SandboxError
 
 _TIMEOUT, _MEMORY, _OUTPUT, _BROKEN = 124, 137, 153, 125
 _EXIT = (
     "exit code: the program's, 128+N if signal N ended it, 124 after a timeout, 137 at the memory limit, "
     "153 at the output limit, 125 if the sandbox failed"
 )
-_MOST_KEPT_MB = 64
+_MOST_MB = 64
 
 
 def add_parser(commands: Any) -> None:
@@ -113,17 +113,23 @@ def _run(args: argparse.Namespace) -> int:
     from agentgym.sandboxes import Limits, open_sandbox
 
     limits = Limits(memory_mb=args.memory)
-    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read()
-    kept = min(_MOST_KEPT_MB, args.memory // 8) << 20  # the box holds both streams in its own memory
+    # input and output are held in the box's own memory before they are passed on
+    most, kept = (min(_MOST_MB, args.memory // share) << 20 for share in (4, 8))
+    stdin = b"" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.buffer.read(most + 1)
+    if len(stdin) > most:
+        raise ConfigError(f"standard input is over {most >> 20} MiB, the most that --memory {args.memory} allows")
     try:
         with open_sandbox(args.backend, image=args.image, limits=limits) as box:
             result = box.exec(args.argv, stdin=stdin, timeout=args.timeout, max_output=kept)
     except SandboxError as error:
         _say(f"error: {' '.join(str(error).split())}")
         return _BROKEN
-    for stream, text in ((sys.stdout, result.stdout), (sys.stderr, result.stderr)):
-        stream.buffer.write(text.encode())
+    streams = {sys.stdout: result.stdout.encode(), sys.stderr: result.stderr.encode()}
+    for stream, data in streams.items():
+        stream.buffer.write(data)
         stream.buffer.flush()
+    if max(map(len, streams.values())) > kept < result.output_bytes:
+        _say(f"the middle of the output was cut out: over {kept >> 20} MiB")
     reasons = {
         "timeout": (_TIMEOUT, f"ended after {args.timeout:g} s"),
         "memory_limit": (_MEMORY, f"ended at the memory limit of {args.memory} MiB"),

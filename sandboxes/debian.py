@@ -100,8 +100,6 @@ def unpack(archives: Iterable[Path], root: Path) -> None:
     for name, text in _FILES.items():
         (root / name).write_text(text)
     _libraries(root)
-    for name in _OPEN_FOLDERS:
-        (root / name).chmod(0o1777)
 
 
 def _place(members: tarfile.TarFile, member: tarfile.TarInfo, root: Path) -> None:
@@ -155,6 +153,17 @@ def precompile(root: Path) -> None:
                 raise MissingDependency(f"the image's Python does not start: {done.stderr.decode(errors='replace')}")
 
 
+def set_modes(root: Path) -> None:
+    """Let everybody read what is in a root file system, whatever the umask of who made it."""
+    for folder, _, names in os.walk(root):
+        os.chmod(folder, 0o755)
+        for path in (os.path.join(folder, name) for name in names):
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)
+    for name in _OPEN_FOLDERS:
+        (root / name).chmod(0o1777)
+
+
 def write_tar(root: Path, file: IO[bytes]) -> None:
     """Write a root file system as a tar file, the same bytes for the same files: sorted, no times, all of it root's."""
     with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
@@ -168,11 +177,9 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _run(command: list[str], folder: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", env=_ENVIRONMENT)
+    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", env=environment)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()[-1:]
         raise MissingDependency(f"apt-get: {' '.join(lines)}: {_UPDATE}")
     return done.stdout
-
-
-_ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8"}

@@ -109,6 +109,7 @@ def _make(packages: dict[str, str], work: Path, say: Callable[[str], None]) -> N
     debian.unpack(archives, work / "root")
     say("compiling the Python modules")
     debian.precompile(work / "root")
+    debian.set_modes(work / "root")
 
 
 def _remove(path: Path) -> None:
@@ -136,7 +137,7 @@ def remove_old() -> list[Path]:
 def _mounted(folder: Path) -> bool:
     for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
         try:
-            if f"/{folder.name} / " in mounts.read_text(errors="replace"):
+            if f"/{folder.name} /" in mounts.read_text(errors="replace"):
                 return True
         except OSError:  # the process ended, or is another user's
             continue

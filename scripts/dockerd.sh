@@ -3,9 +3,11 @@
 #   scripts/dockerd.sh start DIR    then: export DOCKER_HOST=unix://DIR/docker.sock
 #   scripts/dockerd.sh stop DIR     removes its containers, ends it, and waits until it is gone; images stay in DIR
 set -euo pipefail
-usage() { echo "usage: $0 start DIR | stop DIR" >&2; exit 2; }
-[ $# = 2 ] || usage
-mkdir -p "$2"
+case "$#:${1:-}" in
+  2:start) mkdir -p "$2" ;;
+  2:stop) [ -d "$2" ] || exit 0 ;;
+  *) echo "usage: $0 start DIR | stop DIR" >&2; exit 2 ;;
+esac
 dir="$(cd "$2" && pwd)"
 export DOCKER_HOST="unix://$dir/docker.sock"
 unset DOCKER_CONTEXT DOCKER_TLS_VERIFY
@@ -61,4 +63,4 @@ stop() {
   grep -o " $dir/[^ ]*" /proc/mounts | xargs -r umount -l || true
 }
 
-case "$1" in start | stop) "$1" ;; *) usage ;; esac
+"$1"
