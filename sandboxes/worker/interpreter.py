@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import linecache
 import os
 import signal
 import struct
 import sys
-import traceback
 import types
 
 from agentgym.sandboxes.worker.frames import read_exactly, write_all
@@ -20,6 +17,10 @@ CODE_IN, STATUS_OUT = 200, 201
 
 def run_code(code: str, module: types.ModuleType) -> int:
     """Run code in a module and show the value of its last expression; return the exit code."""
+    import ast
+    import linecache
+    import traceback
+
     try:
         tree = ast.parse(code, "<code>")
         linecache.cache["<code>"] = (len(code), None, code.splitlines(True), "<code>")
@@ -38,6 +39,8 @@ def run_code(code: str, module: types.ModuleType) -> int:
         place = error.__traceback__
         while place and place.tb_frame.f_code.co_filename != "<code>":
             place = place.tb_next
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()  # what was printed before the error stands before it
         traceback.print_exception(type(error), error, place)
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     for stream in (sys.stdout, sys.stderr):
