@@ -39,9 +39,9 @@ TASKS: dict[str, Callable[[np.random.Generator, int], ShellTask]] = {
 
 _INSTRUCTIONS = (
     "You work in a Linux workspace, in which there are files, bash, the usual small programs and python3, but no "
-    "network. Do what the task says with the tools; paths begin in the workspace. When it is done, call submit with the "
-    'answer, or with "done" if the task asks for none. What you have done is checked then, and the first submission '
-    "counts."
+    "network. Do what the task says with the tools; paths begin in the workspace. When it is done, call submit with "
+    'the answer, or with "done" if the task asks for none. What you have done is checked then, and the first '
+    "submission counts."
 )
 
 
