@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import struct
 import time
@@ -50,6 +49,8 @@ class Calls:
         """A program, or code in an interpreter that nothing has touched."""
         started, killed, had_session = time.monotonic(), self._killed(), session.pid is not None
         if isinstance(request.get("argv"), str):
+            import shutil
+
             request["argv"] = [shutil.which("bash") or "sh", "-c", request["argv"]]
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 from typing import Any, NoReturn
@@ -14,8 +13,12 @@ from agentgym.sandboxes.worker.calls import Calls
 from agentgym.sandboxes.worker.frames import receive, reply, write_all
 from agentgym.sandboxes.worker.lockdown import lock_down
 
-_PRELOAD = "base64 collections csv dataclasses datetime decimal fractions functools glob heapq itertools math random re"
-"""What agents often import: fresh interpreters are forks, and have it at once."""
+_PRELOAD = (
+    "ast linecache shutil traceback "
+    "base64 collections csv dataclasses datetime decimal fractions functools glob heapq itertools math random re"
+)
+"""What calls need, and what agents often import: children are forks, and have it at once. Loaded once the owner knows
+that the box is open."""
 
 Answer = tuple[dict[str, Any], bytes]
 
@@ -68,12 +71,18 @@ class Worker:
             answer, data = {"bug": f"{type(error).__name__}: {error}"}, b""
         processes.reap()
         reply(self.sink, {"id": request["id"], **answer}, data)
+        if request["op"] == "hello":
+            for name in _PRELOAD.split():
+                with contextlib.suppress(ImportError):
+                    __import__(name)
 
     def _leave(self) -> NoReturn:
         """End; as the first process of a namespace this takes all others along."""
         if self.config and not processes.FIRST and os.getpid() == processes.OWN:
             processes.end_all(spare_session=False)
             if self.config["remove"]:
+                import shutil
+
                 shutil.rmtree(self.config["workspace"], ignore_errors=True)
         os._exit(0)
 
@@ -84,7 +93,7 @@ class Worker:
             self.config.update(request["config"])
             try:
                 os.chdir(self.config["workspace"])
-                for name in [*_PRELOAD.split(), *self.config["preload"]]:
+                for name in self.config["preload"]:
                     __import__(name)
                 lock_down(self.config, blob)
             except Exception as error:
