@@ -28,13 +28,13 @@ class Limits:
     """What a box may use.
 
     Attributes:
-        memory_mb: Memory of all its processes and temporary files together, MiB.
+        memory_mb: Memory of all its processes and all its files together, MiB.
         cpus: CPU time a second of wall time.
         pids: Processes and threads.
         open_files: Open files of one process.
-        workspace_mb: Size of the workspace, MiB.
-        tmp_mb: Size of ``/tmp``, MiB.
-        inodes: Files and folders in the workspace; ``/tmp`` may hold a quarter.
+        workspace_mb: Size of the workspace, MiB; 0 for half of the memory, but at most 256.
+        tmp_mb: Size of ``/tmp``, and of ``/dev/shm``, MiB; 0 for an eighth of the memory, but at most 64.
+        inodes: Files and folders in the workspace; ``/tmp`` and ``/dev/shm`` may hold a quarter each.
         flood_mb: Output of one call, MiB, after which it is ended; how much is kept is ``max_output`` of the call.
     """
 
@@ -42,19 +42,41 @@ class Limits:
     cpus: float = 1.0
     pids: int = 128
     open_files: int = 1024
-    workspace_mb: int = 256
-    tmp_mb: int = 64
+    workspace_mb: int = 0
+    tmp_mb: int = 0
     inodes: int = 65536
     flood_mb: int = 64
 
     def __post_init__(self) -> None:
-        least = {"memory_mb": 64, "cpus": 0.01, "pids": 8, "open_files": 256, "inodes": 64}
         for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least.get(f.name, 1):
-                raise ConfigError(f"sandbox limit {f.name} is {value!r}: it must be at least {least.get(f.name, 1)}")
+            value, least = getattr(self, f.name), _LEAST[f.name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1 << 31:
+                raise ConfigError(f"sandbox limit {f.name} is {value!r}: it must be a number and at least {least}")
             if f.name != "cpus" and not isinstance(value, int):
                 raise ConfigError(f"sandbox limit {f.name} is {value!r}: it must be a whole number")
+        for name, default in (
+            ("workspace_mb", min(256, self.memory_mb // 2)),
+            ("tmp_mb", min(64, self.memory_mb // 8)),
+        ):
+            object.__setattr__(self, name, getattr(self, name) or default)
+        files = self.workspace_mb + 2 * self.tmp_mb
+        if files > self.memory_mb * 3 // 4:
+            raise ConfigError(
+                f"sandbox limits: workspace_mb + 2 tmp_mb is {files}, but files lie in memory, and may take three "
+                f"quarters of it: raise memory_mb to {-(-files * 4 // 3)}"
+            )
+
+
+_LEAST = {
+    "memory_mb": 64,
+    "cpus": 0.01,
+    "pids": 8,
+    "open_files": 256,
+    "workspace_mb": 0,
+    "tmp_mb": 0,
+    "inodes": 64,
+    "flood_mb": 1,
+}
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,9 @@ class Box:
         with self._lock:
             if self._closed:
                 raise SandboxLost(f"the {self.backend} sandbox is lost: {self._reason}")
+            if self._relink is not None and self._connected and self._link.ended():
+                self._connected = False
+                self._link.close()
             if not self._connected:
                 self._reconnect()
             self._number += 1

@@ -126,7 +126,10 @@ def prune() -> list[str]:
 
 
 def host_config(api: Any, limits: Limits, runtime: str | None = None) -> dict[str, Any]:
-    """What the container may do, in the daemon's words."""
+    """What the container may do, in the daemon's words.
+
+    It is not removed by the daemon when it ends: a daemon that comes back would then remove the living ones too.
+    """
     from docker.types import LogConfig, Ulimit
 
     scratch = "rw,nosuid,nodev,mode=1777"
@@ -151,7 +154,6 @@ def host_config(api: Any, limits: Limits, runtime: str | None = None) -> dict[st
             Ulimit(name="core", soft=0, hard=0),
         ],
         log_config=LogConfig(type="none"),
-        auto_remove=True,
         runtime=runtime,
     )
     config["CgroupnsMode"] = "private"

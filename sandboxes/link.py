@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import time
@@ -19,6 +20,10 @@ class Link(Protocol):
 
     def receive(self, deadline: float) -> bytes:
         """Wait for bytes; b"" at the end, OSError or TimeoutError if it fails."""
+        ...
+
+    def ended(self) -> bool:
+        """Whether the other end is known to be gone, while nothing is expected from it."""
         ...
 
     def said(self) -> bytes:
@@ -59,6 +64,15 @@ class SocketLink:
         if left <= 0:
             raise TimeoutError
         self.sock.settimeout(left)
+
+    def ended(self) -> bool:
+        """Whether there is an end of stream to be read."""
+        try:
+            if not select.select([self.sock], [], [], 0)[0]:
+                return False
+            return self.sock.recv(1, socket.MSG_PEEK) == b""
+        except (OSError, ValueError):  # closed; a TLS socket cannot peek, and the call will tell
+            return self.sock.fileno() < 0
 
     def said(self) -> bytes:
         """What the worker wrote to the file."""

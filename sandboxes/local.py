@@ -204,13 +204,29 @@ def _bind(source: str, place: str) -> list[str]:
 
 
 def _mounts(limits: Limits, data: list[int], own_etc: bool) -> list[str]:
-    argv = ["--proc", "/proc", "--dev", "/dev"]
+    argv = ["--proc", "/proc", *_devices()]
     for path, size in ((_WORKSPACE, limits.workspace_mb), ("/tmp", limits.tmp_mb), ("/dev/shm", limits.tmp_mb)):
         argv += ["--perms", "1777", "--size", str(size << 20), "--tmpfs", path]
     if own_etc:
         for fd, name in zip(data, ("passwd", "group"), strict=True):
             argv += ["--perms", "0444", "--ro-bind-data", str(fd), f"/etc/{name}"]
     return [*argv, "--remount-ro", "/dev", "--chdir", _WORKSPACE]
+
+
+def _devices() -> list[str]:
+    """The harmless devices.
+
+    An ordinary user gets no terminals: for them bubblewrap makes a second user namespace, from which the number of
+    files can no longer be limited.
+    """
+    if os.getuid() == 0:
+        return ["--dev", "/dev"]
+    argv = ["--perms", "0755", "--tmpfs", "/dev"]
+    for name in ("null", "zero", "full", "random", "urandom"):
+        argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for place, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        argv += ["--symlink", f"/proc/self/{target}", f"/dev/{place}"]
+    return argv
 
 
 def _start(

@@ -138,9 +138,9 @@ def _has_route() -> bool:
 
 
 _REFUSED = (
-    "mount umount2 chroot pivot_root unshare setns keyctl add_key bpf userfaultfd io_uring_setup perf_event_open reboot "
-    "open_by_handle_at init_module kexec_load swapon sethostname settimeofday syslog fsopen move_mount ptrace kcmp "
-    "process_vm_writev mq_open"
+    "mount umount2 chroot pivot_root unshare setns keyctl add_key bpf userfaultfd io_uring_setup perf_event_open "
+    "reboot open_by_handle_at init_module kexec_load swapon sethostname settimeofday syslog fsopen move_mount "
+    "ptrace kcmp process_vm_writev mq_open"
 )
 _CALLS = """
 import ctypes, os
