@@ -1,8 +1,8 @@
 """The peers' side of ``sandbox_calls.py``; runs in an interpreter of its own, which has the peers installed.
 
 Reads one JSON request a line: ``{"peer", "op", "code"}`` with ``op`` one of ``open``, ``call`` and ``close``; answers
-with one JSON line: ``{"seconds", "output"}``, or ``{"error"}``. A call runs Python code in a new interpreter, as each of
-the peers does; the time is that of the peer's own method.
+with one JSON line: ``{"seconds", "output"}``, or ``{"error"}``. A call runs Python code in a new interpreter, as each
+of the peers does; the time is that of the peer's own method.
 """
 
 import asyncio
