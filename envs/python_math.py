@@ -19,6 +19,7 @@ from agentgym.tool_calls import Call
 
 TOLERANCE = 1e-5
 """How far the answer to a problem with a decimal answer may be off."""
+_ROUNDING = 1e-9
 
 _INSTRUCTIONS = (
     "You solve a problem that needs computing. Run Python code with the tool python; the standard library is there, a "
@@ -60,7 +61,7 @@ def is_answer(expected: int | Fraction | float, text: str) -> bool:
     """Whether a text says the expected number: exactly, or within `TOLERANCE` of a float."""
     text = text.strip()
     if isinstance(expected, float):
-        return bool(_DECIMAL.fullmatch(text)) and abs(float(text) - expected) <= TOLERANCE
+        return bool(_DECIMAL.fullmatch(text)) and abs(float(text) - expected) <= TOLERANCE + _ROUNDING
     try:
         return bool(_EXACT.fullmatch(text)) and Fraction(text) == expected
     except ZeroDivisionError:

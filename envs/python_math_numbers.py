@@ -26,8 +26,9 @@ def _pick(rng: np.random.Generator, values: Any, count: int) -> list[int]:
 
 
 def coprime_sum(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Up to 900, 9 000, 90 000; two, three, four primes."""
-    return {"n": _int(rng, 500, 900) * 10 ** (level - 1), "m": math.prod(_pick(rng, (2, 3, 5, 7, 11, 13), level + 1))}
+    """Up to 9 000, 90 000, 900 000; two, three, four primes."""
+    primes = _pick(rng, (2, 3, 5, 7, 11, 13, 17, 19), level + 1)
+    return {"n": _int(rng, 5 * 10 ** (level + 1), 9 * 10 ** (level + 2)), "m": math.prod(primes)}
 
 
 def power_tower(rng: np.random.Generator, level: int) -> dict[str, Any]:
@@ -37,14 +38,14 @@ def power_tower(rng: np.random.Generator, level: int) -> dict[str, Any]:
 
 def congruences(rng: np.random.Generator, level: int) -> dict[str, Any]:
     """Two, three, four moduli without a common factor."""
-    moduli = _pick(rng, (7, 11, 13, 17, 19, 23, 25, 27, 29, 31, 32), level + 1)
+    moduli = _pick(rng, (7, 11, 13, 17, 19, 23, 25, 27, 29, 31, 32, 37, 41, 43, 47), level + 1)
     return {"moduli": moduli, "rests": [_int(rng, 1, m - 1) for m in moduli]}
 
 
 def blocked_paths(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Up to 6, 9, 12 rows and columns."""
-    rows, columns = _int(rng, 4, 3 + 3 * level), _int(rng, 4, 3 + 3 * level)
-    cells = rng.choice(np.arange(1, rows * columns - 1), 2 + level, replace=False)
+    """Up to 7, 10, 13 rows and columns."""
+    rows, columns = _int(rng, 4, 4 + 3 * level), _int(rng, 4, 4 + 3 * level)
+    cells = rng.choice(np.arange(1, rows * columns - 1), 3 + level, replace=False)
     return {"rows": rows, "columns": columns, "blocked": sorted((int(c) // columns, int(c) % columns) for c in cells)}
 
 
@@ -54,14 +55,14 @@ def coin_ways(rng: np.random.Generator, level: int) -> dict[str, Any]:
 
 
 def dice_sum(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Up to three, four, five dice."""
-    dice, sides = _int(rng, 2, 2 + level), _int(rng, 4, 10)
-    return {"dice": dice, "sides": sides, "least": _int(rng, dice * (sides + 1) // 2, dice * sides - 1)}
+    """Three, four, five dice."""
+    faces = sorted(_ints(rng, 4, 30, 2 + level))
+    return {"faces": faces, "least": _int(rng, (sum(faces) + len(faces)) // 2, sum(faces) - 1)}
 
 
 def spanning_trees(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Four, five, six nodes."""
-    nodes = 3 + level
+    """Seven, eight, nine nodes."""
+    nodes = 6 + level
     return {"nodes": nodes, "edges": [e[:2] for e in _graph(rng, nodes, level + 2)]}
 
 
@@ -105,8 +106,8 @@ def distinct_substrings(rng: np.random.Generator, level: int) -> dict[str, Any]:
 
 
 def josephus(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Up to 60, 240, 540 people."""
-    return {"people": _int(rng, 20, 60) * level**2, "step": _int(rng, 3, 30)}
+    """Up to 300, 1200, 2700 people."""
+    return {"people": _int(rng, 20, 300 * level**2), "step": _int(rng, 3, 300)}
 
 
 def life(rng: np.random.Generator, level: int) -> dict[str, Any]:
@@ -135,5 +136,5 @@ def recurrence(rng: np.random.Generator, level: int) -> dict[str, Any]:
 
 
 def cubic_root(rng: np.random.Generator, level: int) -> dict[str, Any]:
-    """Coefficients of up to 9 and 99, and ten and a hundred times as much."""
-    return {"a": _int(rng, 1, 9 * 10 ** (level - 1)), "b": _int(rng, 1, 99 * 10 ** (level - 1))}
+    """Coefficients of up to 99 and 999, and ten and a hundred times as much."""
+    return {"a": _int(rng, 1, 99 * 10 ** (level - 1)), "b": _int(rng, 1, 999 * 10 ** (level - 1))}

@@ -105,14 +105,21 @@ print(ways(amount, len(coins)))
     ),
     "dice_sum": Template(
         numbers.dice_sum,
-        "You roll {dice} fair dice, each with {sides} faces numbered from 1 to {sides}. What is the "
-        "probability that they add up to {least} or more?",
+        "You roll fair dice of different kinds, with {faces} faces, each numbered from 1 on. What is the probability "
+        "that their numbers add up to {least} or more?",
         solutions.dice_sum,
         """\
-import itertools
+import math
+from collections import Counter
 from fractions import Fraction
-rolls = itertools.product(range(1, sides + 1), repeat=dice)
-print(Fraction(sum(sum(roll) >= least for roll in rolls), sides**dice))
+ways = Counter({0: 1})
+for sides in faces:
+    more = Counter()
+    for total, count in ways.items():
+        for face in range(1, sides + 1):
+            more[total + face] += count
+    ways = more
+print(Fraction(sum(count for total, count in ways.items() if total >= least), math.prod(faces)))
 """,
         "fraction",
     ),

@@ -57,14 +57,14 @@ def coin_ways(amount: int, coins: list[int]) -> int:
     return ways[amount]
 
 
-def dice_sum(dice: int, sides: int, least: int) -> Fraction:
-    """Die by die over all sums."""
-    ways = Counter({0: 1})
-    for _ in range(dice):
-        ways = sum(
-            (Counter({total + face: count for total, count in ways.items()}) for face in range(1, sides + 1)), Counter()
-        )
-    return Fraction(sum(count for total, count in ways.items() if total >= least), sides**dice)
+def dice_sum(faces: list[int], least: int) -> Fraction:
+    """Sums of numbers of 1 and more, less those in which one is above its faces, and so on."""
+    ways = 0
+    for size in range(len(faces) + 1):
+        for over in itertools.combinations(faces, size):
+            for total in range(max(least, sum(over) + len(faces)), sum(faces) + 1):
+                ways += (-1) ** size * math.comb(total - sum(over) - 1, len(faces) - 1)
+    return Fraction(ways, math.prod(faces))
 
 
 def spanning_trees(nodes: int, edges: list[tuple[int, int]]) -> int:
