@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from typing import Any
@@ -64,14 +65,19 @@ def _build(args: argparse.Namespace) -> None:
             with docker.client() as api:
                 print(f"{full}  {image.build_with_registry(name, api, _say)}")
             continue
-        folder = image.build(name, lambda text, full=full: _say(f"{full}: {text}"))  # type: ignore[misc]
-        print(f"{full}  folder for bubblewrap: {folder}")
+        say = functools.partial(_say_of, full)
         reason = docker.available()
         if reason:
-            _say(f"{full}: not imported into Docker: {reason}")
-            continue
-        with docker.client() as api:
-            print(f"{full}  Docker: {image.load(name, api, _say)}")
+            image.build(name, say)
+            say(f"not imported into Docker: {reason}")
+        else:
+            with docker.client() as api:
+                print(f"{full}  Docker: {image.load(name, api, say)}")
+        print(f"{full}  folder for bubblewrap: {image.rootfs_folder(name)}")
+
+
+def _say_of(what: str, text: str) -> None:
+    _say(f"{what}: {text}")
 
 
 def _status(args: argparse.Namespace) -> None:

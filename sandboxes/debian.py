@@ -19,6 +19,7 @@ from typing import IO
 
 from agentgym.errors import MissingDependency
 
+LISTS = Path("/var/lib/apt/lists")
 _UPDATE = "run apt-get update as root, then try again"
 
 # What installation scripts, compilers and documentation need, and a box does not. apt is told that they are installed.
@@ -45,6 +46,11 @@ _FILES = {
 }
 _FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/local/bin", "var/tmp", "workspace")
 _OPEN_FOLDERS = ("tmp", "var/tmp", "workspace")
+
+
+def lists() -> list[tuple[str, int, int]]:
+    """Name, size and time of apt's lists of packages."""
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(LISTS.glob("*_Packages*"))]
 
 
 def resolve(packages: Iterable[str]) -> dict[str, str]:

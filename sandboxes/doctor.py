@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentgym.sandboxes import docker, image, local
+from agentgym.sandboxes import debian, docker, image, local
 from agentgym.sandboxes.base import Limits
 from agentgym.sandboxes.cgroup import Cgroup
 
@@ -107,7 +107,7 @@ def _offline() -> Iterator[Finding]:
     if absent:
         detail = f"no {' and no '.join(absent)}: the image can be built with a registry only"
         yield Finding("offline build", "missing", detail, "agentgym sandbox build")
-    elif not any(Path("/var/lib/apt/lists").glob("*_Packages*")):
+    elif not debian.lists():
         yield Finding("offline build", "missing", "apt has no package lists", "sudo apt-get update")
     else:
         yield Finding("offline build", "ok", "apt-get, dpkg-deb and package lists")

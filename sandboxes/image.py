@@ -80,24 +80,31 @@ def build(image: str, say: Callable[[str], None] = lambda _: None) -> Path:
         MissingDependency: If apt-get or its lists are not here, or the packages cannot be had.
     """
     name = short_name(image)
-    packages = debian.resolve(_PACKAGES[name])
-    folder = cache_folder() / f"{name}-{_key(packages)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / ".lock").open("w") as lock:
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in folder.parent.glob(".building-*"):  # of a build that was killed
+        for left in cache.glob(".building-*"):  # of a build that was killed
             _remove(left)
+        stamp = cache / f".{name}.stamp"
+        wanted = _digest(debian.lists(), _PACKAGES[name])
+        current = rootfs_folder(name)
+        if current and stamp.is_file() and stamp.read_text() == f"{wanted} {current.name}":
+            return current  # nothing has changed: apt need not be asked, which takes seconds
+        packages = debian.resolve(_PACKAGES[name])
+        folder = cache / f"{name}-{_digest(packages)}"
         if not folder.is_dir():
-            work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".building-"))
+            work = Path(tempfile.mkdtemp(dir=cache, prefix=".building-"))
             try:
                 _make(packages, work, say)
                 (work / "root").rename(folder)
             finally:
                 _remove(work)
-        link = folder.parent / f".building-{name}"
+        link = cache / f".building-{name}"
         link.symlink_to(folder.name)
-        link.rename(folder.parent / name)
-    return folder
+        link.rename(cache / name)
+        stamp.write_text(f"{wanted} {folder.name}")
+    return folder.resolve()
 
 
 def _make(packages: dict[str, str], work: Path, say: Callable[[str], None]) -> None:
@@ -116,10 +123,9 @@ def _remove(path: Path) -> None:
     path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
-def _key(packages: dict[str, str]) -> str:
-    """Name of what these packages and the code that unpacks them give."""
-    recipe = Path(debian.__file__).read_bytes() + repr(packages).encode()
-    return hashlib.sha256(recipe).hexdigest()[:12]
+def _digest(*parts: object) -> str:
+    """Name of what these make with the code that unpacks them."""
+    return hashlib.sha256(Path(debian.__file__).read_bytes() + repr(parts).encode()).hexdigest()[:12]
 
 
 def remove_old() -> list[Path]:

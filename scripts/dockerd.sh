@@ -14,10 +14,8 @@ unset DOCKER_CONTEXT DOCKER_TLS_VERIFY
 
 answers() { timeout -k 1 5 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
-running() {  # whether the process of a pid file lives: a killed one may stay a zombie, and its number may be used again
-  local pid
-  pid="$(cat "$1" 2>/dev/null)" || return 1
-  case "$(ps -o stat=,comm= -p "$pid" 2>/dev/null)" in Z* | "") return 1 ;; *dockerd | *containerd) return 0 ;; *) return 1 ;; esac
+alive() {  # whether a process is a daemon: a killed one may stay a zombie, and its number may be used again
+  case "$(ps -o stat=,comm= -p "${1:-0}" 2>/dev/null)" in Z*) return 1 ;; *dockerd | *containerd) return 0 ;; *) return 1 ;; esac
 }
 
 start() {
@@ -29,7 +27,7 @@ start() {
   answers && return
   local file
   for file in "$dir/docker.pid" "$dir/exec/containerd/containerd.pid"; do
-    running "$file" || rm -f "$file"
+    alive "$(cat "$file" 2>/dev/null)" || rm -f "$file"
   done
   if [ ! -f "$dir/docker.pid" ]; then
     setsid nohup dockerd --host "$DOCKER_HOST" --pidfile "$dir/docker.pid" --data-root "$dir/data" \
@@ -49,7 +47,7 @@ start() {
 }
 
 stop() {
-  if ! running "$dir/docker.pid"; then
+  if ! alive "$(cat "$dir/docker.pid" 2>/dev/null)"; then
     [ -n "$(ls -A "$dir/data/containers" 2>/dev/null)" ] || return 0
     echo "dockerd: it ended before its containers did: starting it once more to remove them" >&2
   fi
@@ -59,7 +57,7 @@ stop() {
   [ -z "$ids" ] || docker rm -f $ids >/dev/null
   pid="$(cat "$dir/docker.pid")"
   kill "$pid"
-  while running "$dir/docker.pid" && [ "$(cat "$dir/docker.pid")" = "$pid" ]; do sleep 0.05; done
+  while alive "$pid"; do sleep 0.05; done
   grep -o " $dir/[^ ]*" /proc/mounts | xargs -r umount -l || true
 }
 

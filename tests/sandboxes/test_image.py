@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 from agentgym.sandboxes import Limits, SandboxUnavailable, debian, docker, image, local
@@ -54,18 +53,15 @@ def test_names():
 
 @pytest.mark.bwrap
 def test_an_ordinary_user_makes_the_same_bytes(base, tmp_path):
-    tmp_path.chmod(0o755)
     theirs = tmp_path / "cache"
     theirs.mkdir()
-    os.chown(theirs, NOBODY, NOBODY) if os.getuid() == 0 else None
-    environment = {**os.environ, "AGENTGYM_CACHE": str(theirs), "PYTHONDONTWRITEBYTECODE": "1"}
-    started = time.monotonic()
-    code = ["-c", BUILD]
-    for parent in tmp_path.parents[:2]:  # pytest keeps its folders to itself
-        parent.chmod(0o755)
-    done = subprocess.run([sys.executable, *code], env=environment, capture_output=True, text=True, cwd="/")
+    if os.getuid() == 0:
+        os.chown(theirs, NOBODY, NOBODY)
+        for path in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders to itself
+            path.chmod(0o755)
+    environment = {**os.environ, "AGENTGYM_CACHE": str(theirs), "TMPDIR": str(theirs), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 60
     made = theirs / "sandbox" / base.name
     assert done.stdout.strip() == str(made)
     assert tar_of(made) == tar_of(base)
@@ -110,9 +106,7 @@ def test_the_programs_and_modules_of_base(backend):
     with open_box(backend, "base") as box:
         said = box.exec("echo b a | tr ' ' '\\n' | sort | sed s/a/x/ | awk '{print NR $1}' | grep -v q; which python")
         assert (said.stdout, said.stderr, said.exit_code) == ("1x\n2b\n/usr/bin/python\n", "", 0)
-        modules = (
-            "asyncio, bz2, ctypes, curses, dbm, decimal, hashlib, json, lzma, readline, sqlite3, ssl, zoneinfo"
-        )
+        modules = "asyncio, bz2, ctypes, curses, dbm, decimal, hashlib, json, lzma, readline, sqlite3, ssl, zoneinfo"
         said = box.exec(["python3", "-c", f"import {modules}; print(json.__cached__)"])
         assert said.ok, said.stderr
         assert said.stdout.startswith("/usr/lib/python3.")
