@@ -26,6 +26,8 @@ from agentgym.registration import codec_of
 from agentgym.renderer import Row
 from agentgym.types import Group, Message, Status, Trajectory, Turn
 
+_PAUSE_S = 1.0
+"""Seconds before another attempt after a sandbox failed, twice as many before the next: its daemon may come back."""
 _FEWEST, _WINDOW = 8, 64
 """A run stops for failures after this many groups at least; the failure rate is over this many at most."""
 
@@ -310,6 +312,8 @@ class Rollout:
             trajectory.status, trajectory.error = status, message
             if attempt <= self.config.retries:
                 self.stats.retries += 1
+                if status is Status.SANDBOX_ERROR:
+                    await asyncio.sleep(_PAUSE_S * attempt)
         return trajectory
 
     def _blank(self, task: Task, attempt: int) -> Trajectory:

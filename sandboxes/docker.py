@@ -70,19 +70,25 @@ def client(daemon: dict[str, str] | None = None) -> Iterator[Any]:
             settings = docker.utils.kwargs_from_env(environment=daemon)
             api = docker.APIClient(**settings, version="auto", timeout=_ANSWER_S)
         except docker.errors.DockerException as error:
-            where = daemon.get("DOCKER_HOST", "the default socket")
-            raise SandboxUnavailable(
-                f"no docker daemon answers at {where} ({error}): start one, or set DOCKER_HOST"
-            ) from error
+            raise _unreachable(daemon, error) from error
+    works = False
     try:
         yield api
+        works = True
     except docker.errors.APIError:
-        _idle.append((daemon, api))
+        works = True
         raise
-    except BaseException:
-        api.close()
-        raise
-    _idle.append((daemon, api))
+    except OSError as error:  # what the HTTP client raises
+        raise _unreachable(daemon, error) from error
+    finally:
+        api.close()  # its connections, of which it would keep one for every URL; it makes new ones when it needs them
+        if works:
+            _idle.append((daemon, api))
+
+
+def _unreachable(daemon: dict[str, str], error: Exception) -> SandboxUnavailable:
+    where = daemon.get("DOCKER_HOST", "the default socket")
+    return SandboxUnavailable(f"no docker daemon answers at {where} ({error}): start one, or set DOCKER_HOST")
 
 
 def available(image: str | None = None) -> str:

@@ -8,7 +8,7 @@ import select
 import socket
 import struct
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Link(Protocol):
@@ -95,10 +95,15 @@ class SocketLink:
 class MultiplexedLink(SocketLink):
     """Docker's attached stream, in which standard output and standard error take turns in frames of their own."""
 
-    def __init__(self, sock: socket.socket, keep: object):
-        """Take over the socket, and what closes it when it is collected."""
+    def __init__(self, sock: socket.socket, keep: Any):
+        """Take over the socket, and the stream that the client made of it, which keeps it open too."""
         super().__init__(sock)
         self._raw, self._stderr, self._keep = bytearray(), bytearray(), keep
+
+    def forget(self) -> None:
+        """Close this process's copy."""
+        super().forget()
+        self._keep.close()
 
     def said(self) -> bytes:
         """The last bytes of standard error."""
