@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from agentgym.envs.shell_base import Dice, Run, ShellTask, bash, plain
+from agentgym.envs.shell_base import WORDS, Dice, Run, ShellTask, bash, plain
 
 from agentgym.tool_calls import Call
 
@@ -89,6 +89,33 @@ _BROKEN = (
         ),
         lambda numbers: str(_longest_rise(numbers)),
     ),
+    _Broken(
+        "every different number once, in the order in which they first come, with one space between them",
+        "import sys\n\nnumbers = [int(line) for line in sys.stdin if line.strip()]\nseen, kept = set(), []\n"
+        "for number in numbers:\n    if number not in seen:\n        seen.add(number)\n        kept.append(number)\n"
+        "print(' '.join(map(str, kept)))\n",
+        (
+            ("        seen.add(number)\n", ""),
+            ("if number not in seen:", "if number in seen:"),
+            ("print(' '.join(map(str, kept)))", "print(' '.join(map(str, sorted(kept))))"),
+            ("print(' '.join(map(str, kept)))", "print(' '.join(kept))"),
+        ),
+        lambda numbers: " ".join(map(str, dict.fromkeys(numbers))),
+    ),
+    _Broken(
+        "two numbers with one space between them: how many of the numbers are even, and the sum of the odd ones",
+        "import sys\n\neven = total = 0\nfor line in sys.stdin:\n    if not line.strip():\n        continue\n"
+        "    number = int(line)\n    if number % 2 == 0:\n        even += 1\n    else:\n        total += number\n"
+        "print(even, total)\n",
+        (
+            ("if number % 2 == 0:", "if number % 2 == 1:"),
+            ("even += 1", "even += number"),
+            ("total += number", "total += 1"),
+            ("    number = int(line)\n", "    number = line\n"),
+            ("print(even, total)", "print(total, even)"),
+        ),
+        lambda numbers: f"{sum(n % 2 == 0 for n in numbers)} {sum(n for n in numbers if n % 2)}",
+    ),
 )
 
 
@@ -96,19 +123,21 @@ def mend_program(rng: np.random.Generator, level: int) -> ShellTask:
     """Find the mistakes in a Python program; there are as many as the level, where they do not touch."""
     dice = Dice(rng, level)
     kind = _BROKEN[dice.number(0, len(_BROKEN) - 1)]
-    source, made = kind.good, 0
+    word = dice.one(WORDS)
+    good = kind.good.replace("number", word)
+    source, made = good, 0
     for number in rng.permutation(len(kind.bugs)):
-        old, new = kind.bugs[int(number)]
+        old, new = (part.replace("number", word) for part in kind.bugs[int(number)])
         if made < level and old in source:
             source, made = source.replace(old, new), made + 1
     runs = []
     for count in range(_RUNS):
-        # pairs of equal numbers, negative ones, even and odd counts, and one far out in the middle
+        # equal neighbours, negative numbers, even and odd counts, one far out in the middle, a rise before the end
         numbers = [dice.number(-99, 99) for _ in range(dice.number(4, 9) * 2 + count % 2)]
         numbers[1:3] = [numbers[0]] * 2
-        numbers += [5, 5, 6, 6, 7]
+        numbers += [5, 5, 6, 6, 7, -300, -200, -100, 100, 300, 400, -400]
         numbers.insert(len(numbers) // 2, 500)
-        shift = 200 if count == 2 else 0
+        shift = 500 if count == 2 else 0
         numbers = [number + shift for number in numbers]
         text = "".join(f"{number}\n" for number in numbers)
         runs.append(Run(("python3", "numbers.py"), kind.output(numbers), {}, text))
@@ -117,7 +146,7 @@ def mend_program(rng: np.random.Generator, level: int) -> ShellTask:
         f"{kind.task}. It does not: mend it. It will be tried with numbers that you do not see.",
         (
             Call("read_file", {"path": "numbers.py"}),
-            Call("write_file", {"path": "numbers.py", "content": kind.good}),
+            Call("write_file", {"path": "numbers.py", "content": good}),
             bash("printf '3\\n1\\n2\\n' | python3 numbers.py"),
         ),
         files=plain({"numbers.py": source}),
