@@ -132,10 +132,9 @@ def mend_program(rng: np.random.Generator, level: int) -> ShellTask:
             source, made = source.replace(old, new), made + 1
     runs = []
     for count in range(_RUNS):
-        # equal neighbours, negative numbers, even and odd counts, one far out in the middle, a rise before the end
-        numbers = [dice.number(-99, 99) for _ in range(dice.number(4, 9) * 2 + count % 2)]
-        numbers[1:3] = [numbers[0]] * 2
-        numbers += [5, 5, 6, 6, 7, -300, -200, -100, 100, 300, 400, -400]
+        # equal neighbours, odd and even counts, one far out in the middle, a rise before the end; the median is no tie
+        numbers = (rng.permutation(120)[: 2 * dice.number(6, 10) + count % 2] - 60).tolist()
+        numbers = [80, 80, 80, *numbers, 70, 70, 71, 71, 72, -300, -200, -100, 100, 300, 400, -400]
         numbers.insert(len(numbers) // 2, 500)
         shift = 500 if count == 2 else 0
         numbers = [number + shift for number in numbers]
