@@ -134,7 +134,7 @@ def mend_program(rng: np.random.Generator, level: int) -> ShellTask:
     for count in range(_RUNS):
         # equal neighbours, odd and even counts, one far out in the middle, a rise before the end; the median is no tie
         numbers = (rng.permutation(120)[: 2 * dice.number(6, 10) + count % 2] - 60).tolist()
-        numbers = [80, 80, 80, *numbers, 70, 70, 71, 71, 72, -300, -200, -100, 100, 300, 400, -400]
+        numbers = [80, 80, 80, *numbers, 70, 70, 71, 71, 72, *range(-300, 400, 80), -400]
         numbers.insert(len(numbers) // 2, 500)
         shift = 500 if count == 2 else 0
         numbers = [number + shift for number in numbers]
