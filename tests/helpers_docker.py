@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "dockerd.sh"
@@ -41,8 +43,12 @@ class Daemon:
         return int((self.folder / "docker.pid").read_text())
 
     def kill(self) -> None:
-        """Kill it as a crash would."""
+        """Kill it as a crash would, and wait until its last thread is dead: its sockets close then."""
+        process = Path(f"/proc/{self.pid}")
         os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            while len(os.listdir(process / "task")) > 1 or ") Z " not in (process / "stat").read_text():
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Remove its containers, end it and remove its folder."""
