@@ -132,9 +132,11 @@ def mend_program(rng: np.random.Generator, level: int) -> ShellTask:
             source, made = source.replace(old, new), made + 1
     runs = []
     for count in range(_RUNS):
-        # equal neighbours, odd and even counts, one far out in the middle, a rise before the end; the median is no tie
+        # equal neighbours, odd and even counts, one far out in the middle, a median that is no tie, and two rises, the
+        # longer of which has two equal numbers inside: every mistake makes a difference
         numbers = (rng.permutation(120)[: 2 * dice.number(6, 10) + count % 2] - 60).tolist()
-        numbers = [80, 80, 80, *numbers, 70, 70, 71, 71, 72, *range(-300, 400, 80), -400]
+        numbers = [80, 80, 80, *numbers, 70, 70, 71, 71, 72, -300, -200, -100, 100, 300, 450, 440]
+        numbers += [-390, -350, -250, -150, -50, -50, 150, 250, 350, 420, -400]
         numbers.insert(len(numbers) // 2, 500)
         shift = 500 if count == 2 else 0
         numbers = [number + shift for number in numbers]
