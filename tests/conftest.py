@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,7 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import helpers_docker
 import pytest
 import torch
-from agentgym.sandboxes import docker, image
+from agentgym.sandboxes import docker, image, local
 from hypothesis import HealthCheck, settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -239,7 +240,10 @@ def _private_daemon():
     with pytest.MonkeyPatch.context() as patch:
         try:
             patch.setenv("DOCKER_HOST", daemon.host)
-            daemon.start()
+            try:
+                daemon.start()
+            except subprocess.CalledProcessError as error:
+                _cannot(f"no Docker daemon can be started: {error.stderr.strip()}")
             yield daemon
         finally:
             daemon.close()
@@ -253,11 +257,10 @@ def _load(*names: str):
 @pytest.fixture(scope="session")
 def bubblewrap():
     """The path of bubblewrap; both root file systems are there."""
-    program = shutil.which("bwrap")
-    if program is None:
-        _cannot("no bubblewrap: apt-get install bubblewrap")
+    if reason := local.available():
+        _cannot(reason)
     _images(image.build)
-    return program
+    return shutil.which("bwrap")
 
 
 def _images(make, names=("base", "data")):

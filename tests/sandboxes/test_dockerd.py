@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from agentgym.sandboxes import docker, image
@@ -82,6 +84,23 @@ def test_it_goes_when_its_owner_is_killed(docker_daemon):
         time.sleep(0.1)
     assert not folder.exists()
     assert not processes_in(folder)
+
+
+@pytest.mark.parametrize(("ci", "outcome"), [("1", "errors=2 skipped=0"), ("", "errors=0 skipped=2")])
+def test_where_they_must_run_their_absence_is_a_failure(ci, outcome, tmp_path):
+    """Of the tests that need Docker or bubblewrap, where neither works."""
+    for name in ("dockerd", "bwrap"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "CI": ci, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment["DOCKER_HOST"] = f"unix://{tmp_path}/none.sock"
+    names = ("test_sandbox_cli.py::test_auto_takes_docker", "test_image.py::test_what_is_in_the_folder")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={tmp_path}/report.xml"]
+    here = Path(__file__).parent
+    done = subprocess.run([*command, *(str(here / name) for name in names)], env=environment, capture_output=True)
+    suite = ElementTree.parse(tmp_path / "report.xml").getroot()[0].attrib
+    assert f"errors={suite['errors']} skipped={suite['skipped']}" == outcome
+    assert done.returncode == (1 if ci else 0)
 
 
 @pytest.mark.parametrize("arguments", [[], ["start"], ["restart", "x"]])
