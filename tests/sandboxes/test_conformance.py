@@ -83,7 +83,7 @@ def test_bubblewrap_as_an_ordinary_user(bubblewrap, tmp_path):
     shutil.copytree(os.path.dirname(testing.__file__), tmp_path / "agentgym/sandboxes", ignore=_ignore)
     (tmp_path / "agentgym/__init__.py").touch()
     shutil.copy(sys.modules["agentgym.errors"].__file__, tmp_path / "agentgym/errors.py")
-    for path in (tmp_path, *list(tmp_path.parents)[:3]):
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
         path.chmod(0o755)
     code = """
 from agentgym.sandboxes import Limits, local, testing
