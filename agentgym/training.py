@@ -86,6 +86,8 @@ class Training:
         rollout: Plays training episodes with it.
         run: The run folder.
         step: Training steps done.
+        state: What the trainer itself remembers, tensors and plain values: saved with every checkpoint and taken up
+            again when a run is resumed. Change it inside `update`.
     """
 
     def __init__(self, name: str, cfg: TrainingConfig, out: str | Path, resume: bool = False):
@@ -104,6 +106,7 @@ class Training:
             self.run = Run(out, cfg, resume)
             self.run.tokens(self._tokenizer)
             self._closing = stack.pop_all()
+        self.state: dict[str, Any] = {}
         self._learner: Learner | None = None
         self._updates = 0
         self._started = 0.0
@@ -125,7 +128,7 @@ class Training:
         """
         cfg = self.cfg
         if self.resume:
-            self.step = checkpoint.resume(self.run.dir / "checkpoints", learner)
+            self.step = checkpoint.resume(self.run.dir / "checkpoints", learner, self.state)
         self.policy.weights_changed(self.step)
         self.run.rewind(self.step)
         self._measure("before", cfg.eval.final_episodes)
@@ -197,7 +200,8 @@ class Training:
     def _save(self) -> None:
         assert self._learner is not None
         folder = self.run.dir / "checkpoints" / f"step_{self.step:05d}"
-        checkpoint.save(folder, self.model, self._tokenizer, {**self._learner.state(), "step": self.step})
+        state = {**self._learner.state(), "step": self.step, "trainer": self.state}
+        checkpoint.save(folder, self.model, self._tokenizer, state)
 
 
 def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: float) -> dict[str, float]:

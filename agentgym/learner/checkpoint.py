@@ -43,8 +43,13 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
         shutil.rmtree(old)
 
 
-def resume(folder: Path, learner: Any) -> int:
+def resume(folder: Path, learner: Any, own: dict[str, Any] | None = None) -> int:
     """Put a learner where the newest checkpoint in ``folder`` left it, and remove what a kill left half-written.
+
+    Args:
+        folder: ``.../checkpoints``.
+        learner: Takes up weights, optimizer and counters.
+        own: A trainer's own state, updated in place.
 
     Returns:
         The step to go on from; 0 if there is no checkpoint.
@@ -56,6 +61,8 @@ def resume(folder: Path, learner: Any) -> int:
         return 0
     state = restore(last, learner.model)
     learner.load_state(state)
+    if own is not None:
+        own.update(state.get("trainer", {}))
     return int(state["step"])
 
 

@@ -53,6 +53,8 @@ class MicroBatch:
         old_values: ``[N]`` values of the critic at the rollout; empty without a critic.
         returns: ``[N]`` targets of the critic; empty without one.
         features: ``[N, d]`` what a frozen backbone gives the critic to read; empty without one.
+        turns: ``[N]`` number of the turn in its trajectory, from 0; empty where no loss asks for it.
+        entropy_weights: ``[N]`` weight of each token in an entropy term of its own; empty without one.
     """
 
     ids: torch.Tensor
@@ -67,6 +69,8 @@ class MicroBatch:
     old_values: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    turns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    entropy_weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the tensors."""
