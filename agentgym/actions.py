@@ -176,7 +176,7 @@ class Tools:
         try:
             return Parsed(canonical(parse_calls(text)))
         except CallError as error:
-            return Parsed(None, str(error)[:250])
+            return Parsed(None, " ".join(str(error).split())[:250])
 
     def write(self, action: str, admissible: Sequence[str]) -> str:
         """Write the calls of an action in Hermes tags."""

@@ -813,6 +813,11 @@ TEXTS = {
         *('{"name": "act", "arguments": {"command": "go"', '{"name": "act", "arguments": {"command": "go"}} {}'),
         *("<tool_call>{}</tool_call>", "<tool_call>" * 500, "NaN", "\x00", "\ud800"),
     ],
+    "tools": [
+        *("", " ", "python", "print(1)", "<tool_call></tool_call>", "<tool_call>{}</tool_call>", '{"name": 3}', "[]"),
+        *('{"name": "", "arguments": {}}', '{"name": "a\\nb", "arguments": 3}', '{"name": "f", "arguments": "{"}'),
+        *('{"name": "f", "arguments": {"x": Infinity}}', '{"tool_calls": [{}]}', "[" * 100_000, "\x00", "9" * 5000),
+    ],
     "choice": ["", "go", "0", "5", "-", "١٢", "9" * 5000, "1e9", "²", "1 or 7", "none of 3 but 0"],
 }
 

@@ -17,10 +17,12 @@ from helpers_envs import BROKEN, MADE, OPEN, RELEASE, RESETS, STEPS, Named
 from helpers_policies import tiny_policy
 
 from agentgym import seeding, store
+from agentgym.actions import Plain, make_codec
 from agentgym.env_worker import EnvConfig, EnvPool, make_env
 from agentgym.errors import ConfigError, EngineError, EnvError, MissingDependency, TooManyFailures
 from agentgym.policies.base import Generation
 from agentgym.policies.scripted import CannedPolicy, ExpertPolicy, RandomPolicy
+from agentgym.registration import ENVIRONMENTS
 from agentgym.rollout import Rollout, RolloutConfig, Task, group_tasks
 from agentgym.types import Status
 
@@ -238,6 +240,17 @@ def test_a_failure_is_tried_again_in_a_fresh_environment(fault, at):
     assert len(episode.messages) == 1 + 2 * 3
     assert len(MADE) == 2
     assert (stats.retries, stats.dropped_groups, sum(stats.errors.values())) == (1, 0, 1)
+
+
+def test_the_codec_is_that_of_the_environment_unless_one_is_named():
+    assert RolloutConfig(codec="auto").codec_for("agentgym/Shell-v0") == "tools"
+    assert RolloutConfig(codec="tagged").codec_for("agentgym/Shell-v0") == "tagged"
+    assert RolloutConfig().codec_for("helpers_envs:agentgym/BabyAI-v0") == "plain"
+    assert RolloutConfig().codec_for("test/Fault-v0") == "plain"
+    with rollout() as playing:
+        assert type(playing.codec) is Plain
+    for entry in ENVIRONMENTS:
+        make_codec(entry.codec)
 
 
 def test_a_working_environment_is_used_again():
