@@ -58,6 +58,27 @@ def token_weights(seq: Tensor, n_sequences: int, mode: str, max_length: int | No
     return weights
 
 
+def turn_weights(seq: Tensor, turn: Tensor, n_sequences: int) -> Tensor:
+    """Weight of each trained token in a mean over sequences of a mean over turns of a mean over tokens.
+
+    With B sequences, T_j turns in sequence j and L_jt trained tokens in its turn t: 1/(B T_j L_jt). B counts every
+    sequence of the batch, T_j the turns that hold a trained token.
+
+    Args:
+        seq: Index of the sequence of each token, [N] integers in 0..n_sequences-1.
+        turn: Number of the turn of each token in its sequence, [N] integers from 0.
+        n_sequences: B.
+
+    Returns:
+        Weights, [N] (default dtype).
+
+    Source: EPO (2509.22576, eq. 2).
+    """
+    pairs, which, lengths = torch.stack((seq, turn)).unique(dim=1, return_inverse=True, return_counts=True)
+    turns = torch.bincount(pairs[0], minlength=n_sequences)
+    return 1.0 / (max(n_sequences, 1) * turns[seq] * lengths[which])
+
+
 def token_ratio(logp: Tensor, old_logp: Tensor) -> Tensor:
     """Importance ratio per token, exp(log p - log p_old), the log-ratio clamped to +-20.
 
