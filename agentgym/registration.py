@@ -96,6 +96,23 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         variants=tuple({"level": level} for level in ("GoToLocal", "PickupLoc", "UnlockLocal", "BossLevel")),
     ),
     EnvEntry(
+        "agentgym/VirtualHome-Food-v0",
+        "agentgym.envs.virtualhome:VirtualHomeFoodEnv",
+        "VirtualHome: put a thing into an appliance and close it; the nouns by the argument variant",
+        variants=({}, {"variant": "clothes"}, {"variant": None}),
+    ),
+    EnvEntry(
+        "agentgym/VirtualHome-Entertainment-v0",
+        "agentgym.envs.virtualhome:VirtualHomeEntertainmentEnv",
+        "VirtualHome: sit on the sofa with chips and milk while the TV is on",
+    ),
+    EnvEntry(
+        "agentgym/Overcooked-v0",
+        "agentgym.envs.overcooked:OvercookedEnv",
+        "Overcooked: one cook, macro-actions told in words; the dish by the argument task",
+        variants=({}, {"task": "tomato-lettuce-salad"}),
+    ),
+    EnvEntry(
         "agentgym/PythonMath-v0",
         "agentgym.envs.python_math:PythonMathEnv",
         "PythonMath: problems that need computing, solved with a Python tool in a sandbox",
