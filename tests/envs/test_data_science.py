@@ -230,7 +230,7 @@ def test_labels_are_not_in_the_image(env):
         "import subprocess\nfound = subprocess.run(['bash', '-c', 'find / -name \"iris*\" -o -name "
         '"breast_cancer*" 2>/dev/null\'], capture_output=True, text=True).stdout.split()',
     )
-    assert not [name for name in found.split("'") if name.endswith((".csv", ".gz", ".rst"))], found
+    assert not [name for name in found.split("'") if name.endswith((".csv", ".gz", ".bz2", ".npy"))], found
 
 
 def test_an_image_with_the_labels_is_refused(any_env, monkeypatch):
@@ -243,15 +243,8 @@ def test_an_image_with_the_labels_is_refused(any_env, monkeypatch):
 def test_a_program_sees_its_training_half_and_nothing_else(env):
     assert told(env, "import os\nfound = sorted(os.listdir('.'))") == "['X_train.npy', 'program.py', 'y_train.npy']"
     assert told(env, "import os\nfound = os.listdir('/tmp')") == "[]"
-    env.reset(seed=0)
-    train, test = env._halves[0]
-    table = env._table
-    code = (
-        "import gc, numpy\nfound = sorted(x.shape for x in gc.get_objects() if isinstance(x, numpy.ndarray) "
-        "and x.ndim == 2 and x.shape[1] == 4)"
-    )
-    assert "(75, 4)" in told(env, code)
-    assert len(train) == len(test) == len(table.y) / 2
+    assert told(env, "found = sorted(locals())") == "['X_train', 'y_train']"
+    assert told(env, "found = (X_train.shape, y_train.shape)") == "((75, 4), (75,))"
 
 
 def test_nothing_is_carried_from_one_half_to_the_next(env):
@@ -261,7 +254,7 @@ import glob, os, subprocess
 import sklearn.base
 places = ("/workspace", "/tmp", "/dev/shm", "/var/tmp", os.getcwd())
 kept = [path for place in places for path in glob.glob(place + "/**/kept*", recursive=True)]
-running = os.popen("cat /proc/[0-9]*/cmdline").read()
+running = os.popen("cat /proc/[0-9]*/comm").read()
 if kept or os.environ.get("KEPT") or hasattr(sklearn.base, "kept") or "sleep" in running:
     raise ValueError("something was kept")
 for place in places:
