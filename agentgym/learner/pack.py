@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class TrainRow:
         logps: Behaviour log-probabilities where the mask is 1.
         advantages: Advantages where the mask is 1.
         trajectory: Index of the trajectory in the whole batch.
+        turns: Number of the turn in its trajectory where the mask is 1; empty for all 0.
     """
 
     ids: list[int]
@@ -34,6 +35,7 @@ class TrainRow:
     logps: list[float]
     advantages: list[float]
     trajectory: int
+    turns: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -53,8 +55,9 @@ class MicroBatch:
         old_values: ``[N]`` values of the critic at the rollout; empty without a critic.
         returns: ``[N]`` targets of the critic; empty without one.
         features: ``[N, d]`` what a frozen backbone gives the critic to read; empty without one.
-        turns: ``[N]`` number of the turn in its trajectory, from 0; empty where no loss asks for it.
-        entropy_weights: ``[N]`` weight of each token in an entropy term of its own; empty without one.
+        turns: ``[N]`` number of the turn in its trajectory, from 0.
+        batch_trajectories: Trajectories of the whole batch.
+        batch_tokens: Trained tokens of the whole batch.
     """
 
     ids: torch.Tensor
@@ -70,12 +73,13 @@ class MicroBatch:
     returns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     features: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     turns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    entropy_weights: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    batch_trajectories: int = 0
+    batch_tokens: int = 0
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the tensors."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return MicroBatch(layout=self.layout, **moved)
+        return replace(self, **moved)
 
 
 def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[TrainRow]:
@@ -95,6 +99,10 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
         segment = trajectory.segments[s]
         mask = [0] * start + segment.mask[start:stop]
         advantages = segment.advantages or [0.0] * len(segment)
+        turns = [0] * len(segment)
+        for number, turn in enumerate(trajectory.turns):
+            if turn.segment == s:
+                turns[turn.start : turn.stop] = [number] * (turn.stop - turn.start)
         if any(mask):
             if mask[0]:
                 raise ValueError(f"trajectory {index} trains the first token of a row, which nothing predicts")
@@ -104,7 +112,8 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
                     f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
                     "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
                 )
-            rows.append(TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index))
+            parts = (part[:last] for part in (segment.ids, mask, segment.logps, advantages))
+            rows.append(TrainRow(*parts, trajectory=index, turns=turns[:last]))
     return rows
 
 
@@ -131,7 +140,9 @@ def pack(rows: Sequence[TrainRow], token_budget: int, share_prefixes: bool = Tru
             size = 0
         bins[-1] += whole
         size += tokens
-    return [_micro_batch(b, share_prefixes) for b in bins]
+    batches = [_micro_batch(b, share_prefixes) for b in bins]
+    tokens = sum(len(batch.targets) for batch in batches)
+    return [replace(batch, batch_trajectories=len(trajectories), batch_tokens=tokens) for batch in batches]
 
 
 class _Tree:
@@ -196,6 +207,7 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
     old: list[float] = []
     advantages: list[float] = []
     trajectory: list[int] = []
+    turns: list[int] = []
     for row, flat in zip(rows, tree.flat, strict=True):
         for j in np.flatnonzero(row.mask).tolist():
             at.append(flat[j - 1])
@@ -203,6 +215,7 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
             old.append(row.logps[j])
             advantages.append(row.advantages[j])
             trajectory.append(row.trajectory)
+            turns.append(row.turns[j] if row.turns else 0)
     return MicroBatch(
         ids=torch.tensor(tree.ids, dtype=torch.long),
         positions=torch.tensor(tree.positions, dtype=torch.long),
@@ -212,4 +225,5 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
         old_logp=torch.tensor(old, dtype=torch.float32),
         advantages=torch.tensor(advantages, dtype=torch.float32),
         trajectory=torch.tensor(trajectory, dtype=torch.long),
+        turns=torch.tensor(turns, dtype=torch.long),
     )
