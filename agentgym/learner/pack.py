@@ -112,8 +112,9 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
                     f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
                     "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
                 )
-            parts = (part[:last] for part in (segment.ids, mask, segment.logps, advantages))
-            rows.append(TrainRow(*parts, trajectory=index, turns=turns[:last]))
+            rows.append(
+                TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index, turns[:last])
+            )
     return rows
 
 
