@@ -326,4 +326,23 @@ def test_moving_a_micro_batch_keeps_everything():
     assert moved.layout is batch.layout
     for f in dataclasses.fields(MicroBatch):
         if f.name != "layout":
-            assert torch.equal(getattr(moved, f.name), getattr(batch, f.name))
+            a, b = getattr(moved, f.name), getattr(batch, f.name)
+            assert torch.equal(a, b) if isinstance(b, torch.Tensor) else a == b
+    assert (moved.batch_trajectories, moved.batch_tokens) == (1, 2)
+
+
+@pytest.mark.parametrize("per_turn", [False, True])
+def test_a_token_knows_its_turn_and_the_size_of_the_whole_batch(per_turn):
+    spans = [(0, 2, 4), (0, 5, 6), (1, 3, 6), (1, 8, 9)]
+    segments = [Segment([0] * 6, [0] * 6, [0.0] * 6), Segment([0] * 9, [0] * 9, [0.0] * 9)]
+    turns = []
+    for number, (segment, start, stop) in enumerate(spans):
+        for j in range(start, stop):
+            segments[segment].ids[j], segments[segment].mask[j] = 10 + number, 1
+        turns.append(Turn("o", segment, start, start, stop, "t", "a"))
+    trajectories = [Trajectory("e", seed, segments=segments, turns=turns) for seed in range(3)]
+    batches = pack([r for i, t in enumerate(trajectories) for r in rows_of(t, i, per_turn)], 20)
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch.turns.tolist() == (batch.targets - 10).tolist() == [0, 0, 1, 2, 2, 2, 3]
+        assert (batch.batch_trajectories, batch.batch_tokens) == (3, 21)
