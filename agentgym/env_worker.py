@@ -276,18 +276,34 @@ class EnvPool:
             MissingDependency: If its engine is not installed.
             EnvError: If it cannot be made for another reason.
         """
+        self._ask("check", (), timeout)
+
+    def first_info(self, seed: int, options: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
+        """The ``info`` of a reset.
+
+        Raises:
+            EnvError: If it failed or took longer than ``timeout`` seconds.
+        """
+        info: dict[str, Any] = self._ask("reset", (seed, options), timeout)[1]
+        return info
+
+    def _ask(self, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        """Make a call and wait for it."""
         worker = self.take()
-        made: Future[None] = Future()
-        worker.seat.submit("check", (), lambda _, error: made.set_exception(error) if error else made.set_result(None))
+        done: Future[Any] = Future()
+        worker.seat.submit(
+            method, arguments, lambda result, error: done.set_exception(error) if error else done.set_result(result)
+        )
         try:
-            made.result(timeout)
+            result = done.result(timeout)
         except TimeoutError as error:
             self.discard(worker)
-            raise EnvError(f"{self.env_id} was not made within {timeout:g} s") from error
+            raise EnvError(f"{self.env_id} did not {method} within {timeout:g} s") from error
         except AgentGymError:
             self.discard(worker)
             raise
         self.give_back(worker)
+        return result
 
     def take(self) -> EnvWorker:
         """Hand out an idle environment or a fresh one."""

@@ -301,7 +301,8 @@ def _turn(turn: Turn, segments: Sequence[Segment]) -> dict[str, Any]:
     numbers = {name: _short(getattr(turn, name), 6) for name in ("reward", "policy_s", "env_s")}
     advantages = segments[turn.segment].advantages if turn.segment < len(segments) else None
     own = advantages[turn.start : turn.stop] if advantages else []
-    return {**vars(turn), **numbers, "advantage": _short(sum(own) / len(own)) if own else None}
+    shown = {name: value for name, value in vars(turn).items() if name != "candidates"}
+    return {**shown, **numbers, "advantage": _short(sum(own) / len(own)) if own else None}
 
 
 def _segment(segment: Segment, previous: Segment | None) -> dict[str, Any]:

@@ -398,6 +398,7 @@ class Rollout:
                 action=parsed.action,
                 parse_error=parsed.error,
                 finish=generation.finish,
+                candidates=list(generation.candidates),
                 policy_s=time.perf_counter() - started,
             )
             trajectory.turns.append(record)

@@ -84,6 +84,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "edit": pa.struct(list(edit.items())),
         "advantages": pa.list_(real),
     }
+    candidate = {"ids": pa.list_(small), "words": small, "logp": real}
     turn = {
         "observation": text,
         "segment": small,
@@ -97,6 +98,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "finish": text,
         "policy_s": real,
         "env_s": real,
+        "candidates": pa.list_(pa.struct(list(candidate.items()))),
     }
     columns = {
         "env_id": text,

@@ -14,7 +14,7 @@ An algorithm owns its loop::
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
 from agentgym.policies.hf import HFPolicy
+from agentgym.policies.restricted import RestrictedPolicy
 from agentgym.rollout import Rollout, RolloutConfig, RolloutStats
 from agentgym.run import Run, progress, shielded
 from agentgym.types import Trajectory
@@ -82,7 +83,7 @@ class Training:
 
     Attributes:
         model: The policy's module, trained in place.
-        policy: Decodes with it.
+        policy: Acts with it.
         rollout: Plays training episodes with it.
         run: The run folder.
         step: Training steps done.
@@ -90,8 +91,22 @@ class Training:
             again when a run is resumed. Change it inside `update`.
     """
 
-    def __init__(self, name: str, cfg: TrainingConfig, out: str | Path, resume: bool = False):
+    def __init__(
+        self,
+        name: str,
+        cfg: TrainingConfig,
+        out: str | Path,
+        resume: bool = False,
+        acting: Callable[[HFPolicy], RestrictedPolicy] | None = None,
+    ):
         """Open environments, model and run folder.
+
+        Args:
+            name: Name of the algorithm.
+            cfg: Settings.
+            out: Run folder.
+            resume: Go on from its last checkpoint.
+            acting: Makes the policy that acts out of the one that writes freely; None for the latter itself.
 
         Raises:
             ConfigError: If one of them cannot be opened.
@@ -101,7 +116,8 @@ class Training:
             self._pool = stack.enter_context(cfg.env.pool())
             self._bar = stack.enter_context(progress())
             self.model, self._tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-            self.policy = HFPolicy(self.model, renderer, name)
+            free = HFPolicy(self.model, renderer, name)
+            self.policy = free if acting is None else acting(free)
             self.rollout = Rollout(self._pool, self.policy, cfg.rollout, cfg.env.options)
             self.run = Run(out, cfg, resume)
             self.run.tokens(self._tokenizer)
@@ -120,6 +136,10 @@ class Training:
             stopped = isinstance(error, KeyboardInterrupt | AgentGymError)
             if stopped and self._learner is not None and self._learner.updates == self._updates:
                 self._save()  # unless it stopped in the middle of a step
+
+    def first_info(self) -> dict[str, Any]:
+        """The ``info`` of a first reset, to refuse an environment before any rollout."""
+        return self._pool.first_info(self.cfg.seed, self.cfg.env.options)
 
     def steps(self, learner: Learner) -> Iterator[int]:
         """The training steps that are still to be done, with evaluations and checkpoints between them.

@@ -94,6 +94,21 @@ class Segment:
 
 
 @dataclass
+class Candidate:
+    """An action that a policy with a restricted choice could have taken.
+
+    Attributes:
+        ids: Its tokens, the closing one included.
+        words: Words of its text.
+        logp: Log-probability of its tokens, all of them together, when the choice was made.
+    """
+
+    ids: list[int]
+    words: int
+    logp: float
+
+
+@dataclass
 class Turn:
     """One exchange: the observation the policy read, the tokens it sampled, what came of them.
 
@@ -110,6 +125,7 @@ class Turn:
         finish: ``stop`` if the policy ended its message, ``length`` if it was cut.
         policy_s: Seconds spent in the policy.
         env_s: Seconds spent in the environment.
+        candidates: What a policy with a restricted choice chose from, in the environment's order; else empty.
     """
 
     observation: str
@@ -124,6 +140,7 @@ class Turn:
     finish: Literal["stop", "length"] = "stop"
     policy_s: float = 0.0
     env_s: float = 0.0
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 @dataclass
@@ -185,7 +202,9 @@ class Trajectory:
         data["segments"] = [
             Segment(**{**s, "edit": Edit(**s["edit"]) if s["edit"] else None}) for s in data["segments"]
         ]
-        data["turns"] = [Turn(**t) for t in data["turns"]]
+        data["turns"] = [
+            Turn(**{**t, "candidates": [Candidate(**c) for c in t.get("candidates", ())]}) for t in data["turns"]
+        ]
         data["status"] = Status(data["status"]) if data["status"] else None
         return cls(**data)
 

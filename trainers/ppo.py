@@ -207,6 +207,12 @@ def batches_of(trajectories: Sequence[Trajectory], credit: Sequence[Credit], cfg
     micro = lay_out(trajectories, cfg)
     sizes = [len(m.targets) for m in micro]
     weights = token_weights(torch.cat([m.trajectory for m in micro]), len(trajectories), cfg.algo.aggregation)
+    attach(micro, sizes, credit, weights)
+    return micro
+
+
+def attach(micro: Sequence[MicroBatch], sizes: list[int], credit: Sequence[Credit], weights: torch.Tensor) -> None:
+    """Give micro-batches of these sizes their weights ``[N]`` and what the critic needs."""
     old_values, returns = (
         torch.from_numpy(np.concatenate([getattr(c, name) for c in credit])).float().split(sizes)
         for name in ("old_values", "returns")
@@ -216,7 +222,6 @@ def batches_of(trajectories: Sequence[Trajectory], credit: Sequence[Credit], cfg
     parts = zip(micro, weights.split(sizes), old_values, returns, read, strict=True)
     for batch, weight, old_value, target, feature in parts:
         batch.weights, batch.old_values, batch.returns, batch.features = weight, old_value, target, feature
-    return micro
 
 
 def make_loss(cfg: Config, head: torch.nn.Module) -> LossFn:

@@ -108,7 +108,13 @@ class Learner:
         )
         self.updates = 0
 
-    def step(self, batches: Sequence[MicroBatch], loss_fn: LossFn, temperature: float = 1.0) -> dict[str, float]:
+    def step(
+        self,
+        batches: Sequence[MicroBatch],
+        loss_fn: LossFn,
+        temperature: float = 1.0,
+        keep: Callable[[dict[str, float]], bool] | None = None,
+    ) -> dict[str, float]:
         """Take one optimizer step; the micro-batches count as one batch.
 
         Args:
@@ -117,6 +123,7 @@ class Learner:
                 losses of micro-batches add up) and metrics, each of one number a token (of all, or of some),
                 averaged over those tokens of all micro-batches.
             temperature: Temperature the tokens were sampled at.
+            keep: Says from the mean metrics whether the model takes its step; the head takes it always.
 
         Raises:
             AgentGymError: If the gradient is not finite; the weights are left as they were.
@@ -144,13 +151,16 @@ class Learner:
                 f"the gradient of update {self.updates} is not finite: lower optim.lr ({self.config.lr:g}) "
                 "and resume from the last checkpoint"
             )
+        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
+        if keep is not None and not keep(means):
+            for parameter in groups[0]["params"]:
+                parameter.grad = None
         factor = self.schedule()
         for group in groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.updates += 1
-        means = {name: value / max(1, counts[name]) for name, value in sums.items()}
         return {"optim/loss": total, "optim/grad_norm": norms[0], "optim/lr": groups[0]["lr"], **means}
 
     def schedule(self) -> float:

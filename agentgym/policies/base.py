@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from agentgym.renderer import Renderer
-from agentgym.types import Message
+from agentgym.types import Candidate, Message
 
 
 @dataclass
@@ -52,6 +52,7 @@ class Generation:
         version: Version of the weights that sampled it, -1 for a policy without weights.
         finish: ``stop`` or ``length``.
         usage: Counts to sum over the episode into ``Trajectory.info``, such as the tokens an endpoint bills.
+        candidates: What a policy with a restricted choice chose from.
     """
 
     ids: list[int]
@@ -59,6 +60,7 @@ class Generation:
     version: int
     finish: Literal["stop", "length"]
     usage: Mapping[str, int] = field(default_factory=dict)
+    candidates: Sequence[Candidate] = ()
 
 
 class Session(Protocol):
