@@ -87,7 +87,8 @@ def open_box(root: Path | None, limits: Limits, preload: tuple[str, ...] = ()) -
             if cgroup is not None:
                 argv += ["--tmpfs", "/run", "--ro-bind", cgroup.oom_file, "/run/oom", "--remount-ro", "/run"]
             argv += ["--remount-ro", "/", "--info-fd", str(told), "--", *worker_argv(python)]
-            process, link = _start(argv, (*data, told))
+            # holding the reading end too, bubblewrap does not die of a dead owner, which would leave its child waiting
+            process, link = _start(argv, (*data, info, told))
         finally:
             os.close(told)
         stack.callback(_wait, process, cgroup)
