@@ -20,6 +20,9 @@ DISCOUNT = 0.99
 CHOPPED, DELIVERED, WRONG, STEP = 0.2, 1.0, -0.1, -0.001
 """Rewards: a needed food chopped for the first time, the right dish served, anything else served, a primitive step."""
 
+SPLITS = ("train", "dev", "test")
+"""What the reset option ``split`` may be. It changes nothing: with so few starts there are none to keep apart."""
+
 _INSTRUCTIONS = (
     "You cook in a small kitchen and are told what you see from where you stand, two steps far to every side. Walking "
     "is part of what you do; every step costs a little. You hold one thing at a time. Food is chopped on a cutting "
@@ -120,7 +123,8 @@ class OvercookedEnv(gym.Env[str, str]):
 
         Args:
             seed: Draws the cell where the cook starts.
-            options: ``task``, ``expert`` for this episode instead of the constructor's.
+            options: ``task``, ``expert`` for this episode instead of the constructor's; ``split``, which changes
+                nothing.
 
         Returns:
             What the cook sees, and ``info``.
@@ -132,8 +136,10 @@ class OvercookedEnv(gym.Env[str, str]):
         options = dict(options or {})
         self._name = _checked(options.pop("task", self.task))
         self._hints = bool(options.pop("expert", self.expert))
+        if (split := options.pop("split", "train")) not in SPLITS:
+            raise unknown("split", str(split), SPLITS)
         if options:
-            raise unknown("reset option", next(iter(options)), ["task", "expert"])
+            raise unknown("reset option", next(iter(options)), ["task", "split", "expert"])
         self._kitchen = _kitchen(self._name)
         floor = self._kitchen.floor
         self._state = self._kitchen.start(floor[int(self.np_random.integers(len(floor)))])

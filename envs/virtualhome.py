@@ -28,6 +28,10 @@ _ENTERTAINMENT = (
 )
 
 
+SPLITS = ("train", "dev", "test")
+"""What the reset option ``split`` may be. It changes nothing: with so few starts there are none to keep apart."""
+
+
 @functools.lru_cache(maxsize=4096)
 def _plan(task: Food | Entertainment, state: Any) -> tuple[str, ...]:
     """The fewest actions from a state to success."""
@@ -69,6 +73,7 @@ class _VirtualHomeEnv(gym.Env[str, str]):
         """Read the options of ``reset`` that are left, and draw the first room."""
         start = _checked("start", options.pop("start", self.start), ROOMS)
         self._hints = bool(options.pop("expert", self.expert))
+        _checked("split", options.pop("split", None), SPLITS)
         if options:
             raise unknown("reset option", next(iter(options)), known)
         drawn = ROOMS[int(self.np_random.integers(len(ROOMS)))]
@@ -160,7 +165,8 @@ class VirtualHomeFoodEnv(_VirtualHomeEnv):
 
         Args:
             seed: Draws what the arguments leave open.
-            options: ``variant``, ``start``, ``expert`` for this episode instead of the constructor's.
+            options: ``variant``, ``start``, ``expert`` for this episode instead of the constructor's; ``split``, which
+                changes nothing.
 
         Returns:
             The first observation, and ``info``.
@@ -173,7 +179,7 @@ class VirtualHomeFoodEnv(_VirtualHomeEnv):
         variant = _checked("variant", options.pop("variant", self.variant), VARIANTS)
         drawn = list(VARIANTS)[int(self.np_random.integers(len(VARIANTS)))]
         self._task = _food(variant or drawn)
-        self._begin(options, ["variant", "start", "expert"])
+        self._begin(options, ["variant", "start", "split", "expert"])
         return self._text, self._info()
 
 
@@ -208,7 +214,8 @@ class VirtualHomeEntertainmentEnv(_VirtualHomeEnv):
 
         Args:
             seed: Draws the room in which the agent starts, if it is left open.
-            options: ``start``, ``expert`` for this episode instead of the constructor's.
+            options: ``start``, ``expert`` for this episode instead of the constructor's; ``split``, which changes
+                nothing.
 
         Returns:
             The first observation, and ``info``.
@@ -217,5 +224,5 @@ class VirtualHomeEntertainmentEnv(_VirtualHomeEnv):
             ConfigError: A wrong option.
         """
         super().reset(seed=seed)
-        self._begin(dict(options or {}), ["start", "expert"])
+        self._begin(dict(options or {}), ["start", "split", "expert"])
         return self._text, self._info()
