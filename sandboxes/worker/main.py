@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -75,6 +76,7 @@ class Worker:
             for name in _PRELOAD.split():
                 with contextlib.suppress(ImportError):
                     __import__(name)
+            gc.freeze()  # or every child's first collection of garbage would walk through, and copy, what was loaded
 
     def _leave(self) -> NoReturn:
         """End; as the first process of a namespace this takes all others along."""
