@@ -39,7 +39,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, max_iter=2000))
-trees = ExtraTreesClassifier(100, random_state=0)
+trees = ExtraTreesClassifier(50, random_state=0)
 model = make_pipeline(SimpleImputer(), VotingClassifier([("linear", linear), ("trees", trees)], voting="soft"))
 model.fit(X_train, y_train)"""
 """A program that does well on every data set here."""
