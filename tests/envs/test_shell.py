@@ -393,14 +393,3 @@ def test_evaluation_without_further_settings(backend):
     assert (result.success.mean, result.episodes, result.failed) == (1.0, 12, 0)
     assert len({t.info["task"] for t in played}) > 4
     assert all("expert_action" not in json.dumps(t.messages) for t in played)
-
-
-def test_the_daemon_dies_in_the_middle(docker_daemon):
-    env = ShellEnv(backend="docker")
-    env.reset(seed=0, options={"task": "merge_lists"})
-    docker_daemon.kill()
-    with pytest.raises(SandboxError):
-        act(env, "bash", command="echo hi")
-    docker_daemon.start()
-    assert submit_after_plan(env, "merge_lists")
-    env.close()
