@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained bench bench-trl bench-sandbox lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -15,6 +15,9 @@ smollm2: setup  ## Fetch SmolLM2-135M-Instruct (93 MB) and print the folder of t
 pretrained: setup  ## Warm-start SmolLM2-135M and let it learn the same game in free text (SEED=0)
 	@.venv/bin/python examples/02_pretrained.py --seed $(SEED)
 
+alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folder instead of a download)
+	@.venv/bin/python -m agentgym.envs.alfworld_fetch $(if $(FROM),--from $(FROM))
+
 test:  ## Lint, types, and all but the slow tests
 	@scripts/setup.sh --test
 	@$(MAKE) --no-print-directory lint
@@ -28,8 +31,8 @@ lint: setup  ## ruff and mypy
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Every benchmark but bench-trl and bench-sandbox
-	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_%, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+bench: setup  ## Every benchmark but bench-trl, bench-sandbox and bench-alfworld
+	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 
 bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
 	@.venv/bin/python benchmarks/trl_grpo.py
@@ -39,8 +42,13 @@ bench-sandbox: setup  ## Sandboxes beside the docker SDK, inspect_ai and llm-san
 	@.venv-peers/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/sandbox_peers.txt
 	@benchmarks/sandbox_bench.sh
 
+bench-alfworld: setup  ## ALFWorld steps beside the alfworld package
+	@[ -x .venv-alfworld/bin/python ] || .venv/bin/python -m venv .venv-alfworld
+	@.venv-alfworld/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/alfworld_peers.txt
+	@.venv/bin/python benchmarks/alfworld_steps.py
+
 lock: setup  ## Pin what is installed now
 	@.venv/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|uv)==' > requirements.lock
 
 clean:  ## Remove the environment and build outputs (not runs/)
-	@rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-peers .venv-alfworld build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

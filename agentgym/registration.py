@@ -96,6 +96,13 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         variants=tuple({"level": level} for level in ("GoToLocal", "PickupLoc", "UnlockLocal", "BossLevel")),
     ),
     EnvEntry(
+        "agentgym/ALFWorld-v0",
+        "agentgym.envs.alfworld:ALFWorldEnv",
+        "ALFWorld: household tasks of six kinds in text, chosen by split and task_types; games are fetched once",
+        extra="alfworld",
+        variants=({}, {"split": "dev"}, {"split": "test"}),
+    ),
+    EnvEntry(
         "agentgym/VirtualHome-Food-v0",
         "agentgym.envs.virtualhome:VirtualHomeFoodEnv",
         "VirtualHome: put a thing into an appliance and close it; the nouns by the argument variant",

@@ -11,6 +11,7 @@ import subprocess
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["ALFWORLD_DATA"] = os.path.join(os.path.dirname(__file__), "data", "alfworld_sample.jsonl.xz")
 
 import helpers_docker
 import pytest
