@@ -20,6 +20,7 @@ import gymnasium as gym
 
 from agentgym.env_process import EnvProcess, Settle
 from agentgym.errors import AgentGymError, ConfigError, EnvError, MissingDependency, unknown
+from agentgym.types import ToolUse
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +90,17 @@ class Start(NamedTuple):
     tools: list[dict[str, Any]]
 
 
+class Step(NamedTuple):
+    """What came of an action: Gymnasium's five, and the calls of tools in the environment's attribute ``calls``."""
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+    calls: list[ToolUse]
+
+
 class EnvThread:
     """One environment on a daemon thread of its own, so that a call that hangs can be abandoned."""
 
@@ -149,12 +161,13 @@ class EnvThread:
         tools = list(getattr(env.unwrapped, "tools", ()))
         return Start(_text(observation), dict(info), _text(instructions_of(env)), tools)
 
-    def _step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def _step(self, action: str) -> Step:
         assert self._env is not None
         observation, reward, terminated, truncated, info = self._env.step(action)
         if not math.isfinite(reward):
             raise EnvError(f"the reward is {reward}")
-        return _text(observation), float(reward), bool(terminated), bool(truncated), dict(info)
+        calls = list(getattr(self._env.unwrapped, "calls", ()))
+        return Step(_text(observation), float(reward), bool(terminated), bool(truncated), dict(info), calls)
 
 
 class EnvSeat:
@@ -205,13 +218,13 @@ class EnvWorker:
         result: Start = await self._call("reset", (seed, options), timeout)
         return result
 
-    async def step(self, action: str, timeout: float) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    async def step(self, action: str, timeout: float) -> Step:
         """Step.
 
         Raises:
             EnvError: If it failed or took longer than ``timeout`` seconds.
         """
-        result: tuple[str, float, bool, bool, dict[str, Any]] = await self._call("step", (action,), timeout)
+        result: Step = await self._call("step", (action,), timeout)
         return result
 
     async def _call(self, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:

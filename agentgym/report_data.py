@@ -301,8 +301,23 @@ def _turn(turn: Turn, segments: Sequence[Segment]) -> dict[str, Any]:
     numbers = {name: _short(getattr(turn, name), 6) for name in ("reward", "policy_s", "env_s")}
     advantages = segments[turn.segment].advantages if turn.segment < len(segments) else None
     own = advantages[turn.start : turn.stop] if advantages else []
-    shown = {name: value for name, value in vars(turn).items() if name != "candidates"}
+    shown: dict[str, Any] = {name: value for name, value in vars(turn).items() if name != "candidates"}
+    shown["calls"] = [
+        {**vars(call), "arguments": _arguments(call.arguments), "seconds": _short(call.seconds, 6)}
+        for call in turn.calls
+    ]
     return {**shown, **numbers, "advantage": _short(sum(own) / len(own)) if own else None}
+
+
+def _arguments(text: str) -> dict[str, str]:
+    """The arguments of a call by name, as text."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        return {"arguments": text}
+    return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
 
 
 def _segment(segment: Segment, previous: Segment | None) -> dict[str, Any]:

@@ -119,9 +119,30 @@ function drawTurn(detail, turn, number) {
       drawEdit(forked, detail),
       block("Observation", turn.observation),
       block("Model", turn.text || " ", cut, "model"),
-      action,
+      turn.calls.length ? null : action,
+      ...turn.calls.map(drawCall),
       el("p", { className: "costs" }, costs.filter(Boolean).join("  ·  ")),
     ),
+  );
+}
+
+/** A call of a tool: name, how it ended, its time; arguments and output when it is opened. */
+function drawCall(call) {
+  const ended = call.exit_code === null ? call.status : `${call.status}, exit code ${call.exit_code}`;
+  const good = call.status === "ok" && !call.exit_code;
+  const given = Object.entries(call.arguments).map(([name, value]) => block(name, value));
+  return el(
+    "details",
+    { className: "fold call", open: !good },
+    el(
+      "summary",
+      {},
+      el("code", {}, call.name),
+      el("span", { className: `pill ${good ? "good" : "bad"}` }, ended),
+      el("small", {}, call.seconds === null ? "" : seconds(call.seconds)),
+    ),
+    ...given,
+    block("Output", call.output || " "),
   );
 }
 

@@ -412,7 +412,7 @@ class Rollout:
                 continue
             parse_errors = 0
             started = time.perf_counter()
-            observation, record.reward, terminated, truncated, info = await worker.step(
+            observation, record.reward, terminated, truncated, info, record.calls = await worker.step(
                 parsed.action, config.step_timeout
             )
             record.env_s = time.perf_counter() - started

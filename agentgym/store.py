@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from agentgym import errors, store_parquet
 from agentgym.replay import Mismatch, replay
-from agentgym.types import Candidate, Edit, Segment, Trajectory, Turn
+from agentgym.types import Candidate, Edit, Segment, ToolUse, Trajectory, Turn
 
 __all__ = ["Mismatch", "append", "atomic_file", "iter_read", "read", "replay", "write"]
 
@@ -152,11 +152,14 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
     return {
         **_fields(trajectory),
         "segments": segments,
-        "turns": [{**_fields(t), "candidates": [_fields(c) for c in t.candidates]} for t in trajectory.turns],
+        "turns": [
+            {**_fields(t), "candidates": [_fields(c) for c in t.candidates], "calls": [_fields(c) for c in t.calls]}
+            for t in trajectory.turns
+        ],
     }
 
 
-def _fields(value: Trajectory | Segment | Turn | Candidate | Edit) -> dict[str, Any]:
+def _fields(value: Trajectory | Segment | Turn | Candidate | ToolUse | Edit) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 

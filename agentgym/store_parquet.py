@@ -85,6 +85,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "advantages": pa.list_(real),
     }
     candidate = {"ids": pa.list_(small), "words": small, "logp": real}
+    call = {"name": text, "arguments": text, "output": text, "status": text, "exit_code": small, "seconds": real}
     turn = {
         "observation": text,
         "segment": small,
@@ -99,6 +100,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "policy_s": real,
         "env_s": real,
         "candidates": pa.list_(pa.struct(list(candidate.items()))),
+        "calls": pa.list_(pa.struct(list(call.items()))),
     }
     columns = {
         "env_id": text,

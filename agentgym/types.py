@@ -109,6 +109,27 @@ class Candidate:
 
 
 @dataclass
+class ToolUse:
+    """A call of a tool that an environment made for the policy.
+
+    Attributes:
+        name: Name of the tool.
+        arguments: Its arguments as JSON.
+        output: What it said.
+        status: ``error`` if it could not be made, else that of the sandbox's result: ok, timeout, output_limit, ...
+        exit_code: Exit code of what ran, None if nothing did or it was ended.
+        seconds: How long it took.
+    """
+
+    name: str
+    arguments: str
+    output: str
+    status: str = "ok"
+    exit_code: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass
 class Turn:
     """One exchange: the observation the policy read, the tokens it sampled, what came of them.
 
@@ -126,6 +147,7 @@ class Turn:
         policy_s: Seconds spent in the policy.
         env_s: Seconds spent in the environment.
         candidates: What a policy with a restricted choice chose from, in the environment's order; else empty.
+        calls: The calls of tools that the environment made for this action.
     """
 
     observation: str
@@ -141,6 +163,7 @@ class Turn:
     policy_s: float = 0.0
     env_s: float = 0.0
     candidates: list[Candidate] = field(default_factory=list)
+    calls: list[ToolUse] = field(default_factory=list)
 
 
 @dataclass
@@ -203,7 +226,14 @@ class Trajectory:
             Segment(**{**s, "edit": Edit(**s["edit"]) if s["edit"] else None}) for s in data["segments"]
         ]
         data["turns"] = [
-            Turn(**{**t, "candidates": [Candidate(**c) for c in t.get("candidates", ())]}) for t in data["turns"]
+            Turn(
+                **{
+                    **t,
+                    "candidates": [Candidate(**c) for c in t.get("candidates", ())],
+                    "calls": [ToolUse(**c) for c in t.get("calls", ())],
+                }
+            )
+            for t in data["turns"]
         ]
         data["status"] = Status(data["status"]) if data["status"] else None
         return cls(**data)

@@ -8,6 +8,7 @@ numbers, which are compared with the labels here. The box is emptied between hal
 from __future__ import annotations
 
 import io
+import json
 import re
 from typing import Any
 
@@ -21,6 +22,7 @@ from gymnasium.error import ResetNeeded
 
 from agentgym.errors import ConfigError, SandboxError, missing, unknown
 from agentgym.spaces import UnicodeText
+from agentgym.types import ToolUse
 
 ATTEMPTS = 5
 """Programs an episode may try."""
@@ -137,6 +139,7 @@ class DataScienceEnv(gym.Env[str, str]):
         )
         self.observation_space = UnicodeText(1 << 20)
         self.action_space = UnicodeText()
+        self.calls: list[ToolUse] = []
         self._box: Sandbox | None = None
         self._playing = False
         self._text = ""
@@ -188,6 +191,7 @@ class DataScienceEnv(gym.Env[str, str]):
         if not self._playing:
             raise ResetNeeded("call reset() before step(): no episode is running")
         self._attempts += 1
+        self.calls = []
         try:
             self._score, self._failure = self._evaluate(action), ""
             self._text = f"The mean ROC-AUC over {HALVES} halves is {self._score:.4f}."
@@ -252,14 +256,28 @@ class DataScienceEnv(gym.Env[str, str]):
             box.put("y_train.npy", _npy(table.y[train]))
         except OSError as error:
             raise SandboxError(f"the data set {table.name} does not fit into the sandbox: {error}") from error
-        left -= _call(box, "_fit()", left)
+        left -= self._call(box, "_fit()", left)
         try:  # what stands in the way now, the program has put there
             box.put("X_test.npy", _npy(table.X[test]))
-            left -= _call(box, f"_predict({classes})", left)
+            left -= self._call(box, f"_predict({classes})", left)
             data = box.get("probabilities.bin", max_bytes=len(test) * classes * 8)
             return probabilities(data, len(test), classes), left
         except (OSError, ValueError) as error:
             raise Failed("probabilities", f"No probabilities came out: {error}.") from error
+
+    def _call(self, box: Sandbox, code: str, left: float) -> float:
+        """Make a call that runs the agent's code, and return how many seconds it took."""
+        result = box.python(code, timeout=max(left, 0.001), max_output=16384)
+        name, half = code.partition("(")[0].strip("_"), len(self.calls) // 2 + 1
+        status, seconds = result.status, result.duration
+        self.calls.append(ToolUse(name, json.dumps({"half": half}), result.stdout, status, result.exit_code, seconds))
+        if status == "cancelled":
+            raise SandboxError("the call was cancelled")
+        if status in _ENDED:
+            raise Failed(status, _ENDED[status])
+        if not result.ok:
+            raise Failed("error", shown(result.stdout))
+        return seconds
 
     def _empty_box(self) -> Sandbox:
         """The box, without files or processes, and with the driver in its session."""
@@ -279,18 +297,6 @@ class DataScienceEnv(gym.Env[str, str]):
                 "of agentgym sandbox build"
             )
         return self._box
-
-
-def _call(box: Sandbox, code: str, left: float) -> float:
-    """Make a call that runs the agent's code, and return how many seconds it took."""
-    result = box.python(code, timeout=max(left, 0.001), max_output=16384)
-    if result.status == "cancelled":
-        raise SandboxError("the call was cancelled")
-    if result.status in _ENDED:
-        raise Failed(result.status, _ENDED[result.status])
-    if not result.ok:
-        raise Failed("error", shown(result.stdout))
-    return result.duration
 
 
 def _npy(array: np.ndarray) -> bytes:

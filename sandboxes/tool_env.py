@@ -19,6 +19,7 @@ from gymnasium.error import ResetNeeded
 from agentgym.errors import ConfigError, SandboxError, unknown
 from agentgym.spaces import UnicodeText
 from agentgym.tool_calls import Call, CallError, canonical, parse_calls
+from agentgym.types import ToolUse
 
 SPLITS = ("train", "dev", "test")
 LEVELS = (1, 2, 3)
@@ -53,6 +54,7 @@ class ToolEnv(gym.Env[str, str]):
     Attributes:
         tools: JSON schemas of the tools.
         instructions: What an agent reads first, the schemas included.
+        calls: The calls of tools that the last step made, for logs.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012
@@ -111,6 +113,7 @@ class ToolEnv(gym.Env[str, str]):
         self.instructions = f"{instructions}\n\n<tools>\n{lines}\n</tools>"
         self.observation_space = UnicodeText(_LONGEST)
         self.action_space = UnicodeText(_LONGEST)
+        self.calls: list[ToolUse] = []
         self._box: Sandbox | None = None
         self._playing = False
         self._text = ""
@@ -168,6 +171,7 @@ class ToolEnv(gym.Env[str, str]):
         if not self._playing:
             raise ResetNeeded("call reset() before step(): no episode is running")
         self._steps += 1
+        self.calls = self._toolbox.calls = []
         try:
             self._text = self._make(parse_calls(action))
             answer = self._toolbox.submitted

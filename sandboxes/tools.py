@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
+import time
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from agentgym.sandboxes.base import Limits, Result, Sandbox
 
 from agentgym.errors import ConfigError
+from agentgym.types import ToolUse
 
 Tool = Callable[..., str]
 
@@ -137,12 +140,32 @@ def _parameters(tool: Tool) -> dict[str, inspect.Parameter]:
     return {p.name: p for p in kept[1:]}
 
 
+class _Watched:
+    """A box that remembers the last result of a call, for the log."""
+
+    def __init__(self, box: Sandbox):
+        self._box = box
+        self.last: Result | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._box, name)
+
+    def exec(self, *arguments: Any, **settings: Any) -> Result:
+        self.last = self._box.exec(*arguments, **settings)
+        return self.last
+
+    def python(self, *arguments: Any, **settings: Any) -> Result:
+        self.last = self._box.python(*arguments, **settings)
+        return self.last
+
+
 class Toolbox:
     """The tools of one box, as a model calls them: by name, with JSON arguments, for text.
 
     Attributes:
         box: The box.
         submitted: The answer that was handed in, or None.
+        calls: The calls that were made, in their order; whoever reads them may empty the list.
     """
 
     def __init__(
@@ -162,6 +185,7 @@ class Toolbox:
         check_settings(timeout, max_output)
         self.box = box
         self.submitted: str | None = None
+        self.calls: list[ToolUse] = []
         self._tools = {tool.__name__: tool for tool in tools}
         self._schemas = {name: schema(tool)["function"]["parameters"] for name, tool in self._tools.items()}
         self._settings = {"timeout": timeout, "max_output": max_output}
@@ -179,18 +203,27 @@ class Toolbox:
         Raises:
             SandboxError: If the box failed, which is nobody's fault but ours.
         """
-        if error := self._wrong(name, arguments):
-            return f"[error: {error}]"
-        tool = self._tools[name]
-        wanted = inspect.signature(tool).parameters
-        settings = {k: v for k, v in self._settings.items() if k in wanted}
-        try:
-            said = tool(self.box, **arguments, **settings)
-        except (OSError, ConfigError) as error:  # no such file, no space, a path that is none, ...
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            return f"[error: {reason}{f': {error.filename}' if isinstance(error, OSError) and error.filename else ''}]"
-        if tool is submit:
-            self.submitted = arguments["answer"]
+        started, box, status = time.perf_counter(), _Watched(self.box), "error"
+        error = self._wrong(name, arguments)
+        if not error:
+            tool = self._tools[name]
+            wanted = inspect.signature(tool).parameters
+            settings = {k: v for k, v in self._settings.items() if k in wanted}
+            try:
+                said, status = tool(box, **arguments, **settings), "ok"
+            except (OSError, ConfigError) as failed:  # no such file, no space, a path that is none, ...
+                file = isinstance(failed, OSError) and failed.filename
+                reason = failed.strerror if isinstance(failed, OSError) and failed.strerror else str(failed)
+                error = f"{reason}: {file}" if file else reason
+            if tool is submit:
+                self.submitted = arguments["answer"]
+        if error:
+            said = f"[error: {error}]"
+        given, ended = json.dumps(arguments, ensure_ascii=False), box.last
+        use = ToolUse(name, given, said, status, seconds=time.perf_counter() - started)
+        if ended is not None:
+            use.status, use.exit_code = ended.status, ended.exit_code
+        self.calls.append(use)
         return said
 
     def _wrong(self, name: str, arguments: dict[str, Any]) -> str:
