@@ -20,7 +20,7 @@ from agentgym.policies.scripted import CannedPolicy
 from agentgym.renderer import ByteTokenizer
 from agentgym.report import write_report
 from agentgym.rollout import RolloutConfig
-from agentgym.types import Edit, Status, Trajectory, Turn
+from agentgym.types import Edit, Status, ToolUse, Trajectory, Turn
 
 PAYLOAD = (
     "</script><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
@@ -348,6 +348,30 @@ def ready(document):
 
 
 @pytest.mark.browser
+def test_calls_of_tools_are_shown(tmp_path, open_page):
+    run = make_run(tmp_path / "run", steps=3)
+    trajectories = store.read(run / "trajectories" / "expert.jsonl")
+    trajectories[0].turns[0].calls = [
+        ToolUse("python", '{"code": "print(6 * 7)", "n": NaN}', "42", exit_code=0, seconds=0.0012),
+        ToolUse("bash", '{"command": "false"}', "[exit code 1]", exit_code=1, seconds=0.5),
+        ToolUse("bash", "not JSON", "[ended]", "timeout", seconds=20.0),
+    ]
+    store.write(run / "trajectories" / "expert.jsonl", trajectories)
+    path = write_report(run)
+    index = embedded(path.read_text())["index"]
+    first = index["list"]["file"].index(index["files"].index("expert"))
+    document = without_data(open_page(path, f"#t={first}&view=turns"))
+    calls = re.findall(r'<details class="fold call"( open="")?>(.*?)</details>', document, flags=re.DOTALL)
+    assert [bool(is_open) for is_open, _ in calls] == [False, True, True], "those that went wrong are open"
+    texts = [" ".join(unescape(re.sub("<[^>]*>", " ", call)).split()) for _, call in calls]
+    assert texts == [
+        "python ok, exit code 0 1.2 ms code print(6 * 7) n NaN Output 42",
+        "bash ok, exit code 1 500 ms command false Output [exit code 1]",
+        "bash timeout 20 s arguments not JSON Output [ended]",
+    ]
+
+
+@pytest.mark.browser
 def test_untrusted_text_is_inert(tmp_path, open_page):
     run = make_run(tmp_path / "<b>run &amp; co", steps=3)
     names = ("eval_before", "expert")
@@ -360,6 +384,7 @@ def test_untrusted_text_is_inert(tmp_path, open_page):
             for turn in trajectory.turns:
                 turn.observation = turn.text = PAYLOAD
                 turn.action, turn.parse_error = (None, PAYLOAD) if turn.action is None else (PAYLOAD, None)
+                turn.calls = [ToolUse(PAYLOAD, json.dumps({PAYLOAD: PAYLOAD}), PAYLOAD, PAYLOAD)]
             trajectory.segments[0].edit = Edit(0, 0, 3, PAYLOAD, PAYLOAD)
         store.write(run / "trajectories" / f"{name}.jsonl", trajectories)
     (run / "config.yaml").write_text(f'model: "{PAYLOAD[:60]!r}"\n')
