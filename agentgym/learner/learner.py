@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,9 @@ class OptimConfig:
     Attributes:
         lr: Learning rate after the warm-up.
         warmup_steps: Steps of linear warm-up.
-        decay_steps: Optimizer step at which a linear decay after the warm-up reaches 0; 0 keeps the rate constant.
+        decay_steps: Optimizer step at which a decay after the warm-up ends; 0 keeps the rate constant.
+        decay: linear, or cosine (half a period).
+        min_ratio: Share of ``lr`` at which the decay ends and the warm-up begins.
         betas: Decay of the moments.
         weight_decay: Decoupled weight decay.
         grad_clip: Largest gradient norm.
@@ -36,6 +38,8 @@ class OptimConfig:
     lr: float = 1e-4
     warmup_steps: int = 0
     decay_steps: int = 0
+    decay: Literal["linear", "cosine"] = "linear"
+    min_ratio: float = 0.0
     betas: tuple[float, ...] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0
@@ -52,6 +56,10 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}: it must be 0 or more")
         if self.decay_steps and self.decay_steps <= self.warmup_steps:
             raise ConfigError(f"optim.decay_steps ({self.decay_steps}) must be above its warmup_steps")
+        if self.decay == "cosine" and not self.decay_steps:
+            raise ConfigError("optim.decay is cosine, but optim.decay_steps is 0: say where the decay ends")
+        if not 0 <= self.min_ratio < 1:
+            raise ConfigError(f"optim.min_ratio is {self.min_ratio}: it must be in [0, 1)")
         self.betas = tuple(self.betas)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ConfigError(f"optim.betas is {self.betas}: it must be two numbers in [0, 1)")
@@ -62,7 +70,7 @@ class OptimConfig:
         Raises:
             ConfigError: If the learning rate would be 0 for the rest of ``steps`` optimizer steps.
         """
-        if 0 < self.decay_steps < steps:
+        if 0 < self.decay_steps < steps and not self.min_ratio:
             raise ConfigError(
                 f"optim.decay_steps is {self.decay_steps}, but the run takes {steps} optimizer steps: the rate "
                 "would be 0 for the rest; raise it, or use 0 for no decay"
@@ -164,11 +172,18 @@ class Learner:
         return {"optim/loss": total, "optim/grad_norm": norms[0], "optim/lr": groups[0]["lr"], **means}
 
     def schedule(self) -> float:
-        """Factor on the learning rate of the next optimizer step: linear warm-up, then constant or linear decay."""
+        """Factor on the learning rate of the next optimizer step: linear warm-up, then constant or a decay.
+
+        With a cosine the warm-up begins at ``min_ratio`` itself, as in verl; else one step above it.
+        """
         warmup, end, step = self.config.warmup_steps, self.config.decay_steps, self.updates
+        cosine, low = self.config.decay == "cosine", self.config.min_ratio
         if step < warmup:
-            return (step + 1) / warmup
-        return max(0.0, end - step) / max(1, end - warmup) if end else 1.0
+            part = (step if cosine else step + 1) / warmup
+        else:
+            part = max(0.0, end - step) / max(1, end - warmup) if end else 1.0
+            part = 0.5 - 0.5 * math.cos(math.pi * part) if cosine else part
+        return low + (1 - low) * part
 
     def state(self) -> dict[str, Any]:
         """Optimizer state, head and counter, for a checkpoint."""

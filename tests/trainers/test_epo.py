@@ -26,7 +26,7 @@ from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
 from agentgym.learner import checkpoint
 from agentgym.learner.critic import Critic
-from agentgym.learner.learner import Learner
+from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.losses import clipped_surrogate, kl_k3, turn_weights
 from agentgym.learner.model import load_model
 from agentgym.rollout import Rollout, RolloutConfig, group_tasks
@@ -250,6 +250,17 @@ def test_dual_clip_and_k3():
         assert float(loss) == pytest.approx(expected)
     k3 = kl_k3(torch.tensor([-1.0, -1.0]), torch.tensor([-1.5, -0.5]))
     assert k3.tolist() == pytest.approx([0.106531, 0.148721], abs=1e-6)
+
+
+def test_the_learning_rate_of_the_released_code():
+    settings = {"lr": 3e-6, "warmup_steps": 12, "decay_steps": 125, "decay": "cosine", "min_ratio": 0.2}
+    learner = Learner(torch.nn.Linear(1, 1), OptimConfig(**settings))
+    rates = {}
+    for step in range(126):
+        learner.updates = step
+        rates[step] = 3e-6 * learner.schedule()
+    expected = {0: 6.0e-7, 6: 1.8e-6, 12: 3.0e-6, 68: 1.81668e-6, 124: 6.0046e-7, 125: 6.0e-7}
+    assert {step: rates[step] for step in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_value_after_the_end_is_read():
