@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         _parser().print_help()
         return 2
+    # scikit-learn, which transformers imports where it is installed, warns on a full disk before we can say so
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
     try:
         signal.signal(signal.SIGTERM, _interrupt)
         return int(args.run(args) or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -127,9 +128,9 @@ def files_that_are_none(box: Sandbox) -> None:
     """Links, pipes, folders, devices and what is too long are refused, and nothing hangs."""
     box.exec("ln -s /etc/passwd link; mkfifo pipe; mkdir folder; ln -s . loop")
     for name in ("link", "pipe", "folder", "/dev/zero", "/proc/self/environ", "/proc/1/environ", "/proc/1/mem", "none"):
-        raises(OSError, lambda name=name: box.get(name))
+        raises(OSError, functools.partial(box.get, name))
     for name in ("link", "pipe", "folder", "/dev/null", "/proc/self/oom_score_adj"):
-        raises(OSError, lambda name=name: box.put(name, "x"))
+        raises(OSError, functools.partial(box.put, name, "x"))
     box.put("long", bytes(1001))
     raises(OSError, lambda: box.get("long", max_bytes=1000))
     same(len(box.get("long", max_bytes=1001)), 1001)

@@ -55,7 +55,7 @@ from agentgym.credit import turn_gae
 from agentgym.errors import ConfigError, TooManyFailures
 from agentgym.evaluate import Evaluation
 from agentgym.learner.choices import ChoiceBatch, choice_logprobs, pack_choices, scores_of
-from agentgym.learner.critic import Critic, CriticConfig
+from agentgym.learner.critic import Critic, CriticConfig, ValueHead
 from agentgym.learner.learner import Learner, LossFn
 from agentgym.learner.logprobs import TokenOutput
 from agentgym.learner.losses import clip_fraction, clipped_surrogate, clipped_value_loss, kl_k3, token_ratio
@@ -213,6 +213,13 @@ def normalise(advantages: torch.Tensor) -> torch.Tensor:
     return (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
 
 
+def target_of(critic: Critic) -> ValueHead:
+    """The target network V̄: a module of the head's, so that checkpoints hold it."""
+    target = critic.head.target
+    assert isinstance(target, ValueHead)
+    return target
+
+
 def assign_credit(
     cfg: Config, critic: Critic, trajectories: Sequence[Trajectory]
 ) -> tuple[list[ppo.Credit], dict[str, float]]:
@@ -222,14 +229,15 @@ def assign_credit(
     goal = values
     if algo.critic_target == "one_step":
         with torch.no_grad():
-            goal = critic.head.target(features).double().cpu().numpy()
+            goal = target_of(critic)(features).double().cpu().numpy()
     credit, ends = [], np.cumsum([t.action_tokens for t in trajectories])[:-1]
     read = [None] * len(trajectories) if features is None else features.tensor_split(torch.from_numpy(ends))
     for t, v, g, f in zip(trajectories, np.split(values, ends), np.split(goal, ends), read, strict=True):
         lengths, rewards = lengths_of(t), ppo.token_rewards(t)
         if algo.method == "twosome":
             starts = np.cumsum([0, *lengths[:-1]])
-            rewards, v, g, f = np.array([turn.reward for turn in t.turns]), v[starts], g[starts], f[starts]
+            rewards, v, g = np.array([turn.reward for turn in t.turns]), v[starts], g[starts]
+            f = None if f is None else f[starts]
             lengths = [1] * len(lengths)
             advantages, targets = action_advantages(algo, rewards, v)
         else:
@@ -245,16 +253,17 @@ def assign_credit(
 def batches_of(trajectories: Sequence[Trajectory], credit: Sequence[ppo.Credit], cfg: Config) -> list[MicroBatch]:
     """Micro-batches of one optimizer step, with Â and weights over all of it."""
     advantages = normalise(torch.from_numpy(np.concatenate([c.advantages for c in credit]))).float()
+    micro: list[MicroBatch]
     if cfg.algo.method == "twosome":
-        micro = pack_choices(trajectories, cfg.algo.normalise, cfg.optim.token_budget, cfg.optim.share_prefixes)
-        sizes = [len(m.chosen) for m in micro]
+        choices = pack_choices(trajectories, cfg.algo.normalise, cfg.optim.token_budget, cfg.optim.share_prefixes)
+        sizes, micro = [len(c.chosen) for c in choices], list(choices)
     else:
         micro = ppo.lay_out(trajectories, cfg)
         sizes = [len(m.targets) for m in micro]
     for batch, part in zip(micro, advantages.split(sizes), strict=True):
         batch.advantages = part
     ppo.attach(micro, sizes, credit, torch.full((sum(sizes),), 1 / sum(sizes)))
-    return list(micro)
+    return micro
 
 
 def make_loss(cfg: Config, head: torch.nn.Module) -> LossFn:
@@ -323,7 +332,7 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
         learner = Learner(job.model, cfg.optim, critic.head, cfg.critic.lr)
         for step in job.steps(learner):
             if algo.critic_target == "one_step" and step % algo.target_every == 0:
-                critic.head.target.layers.load_state_dict(critic.head.layers.state_dict())
+                target_of(critic).layers.load_state_dict(critic.head.layers.state_dict())
             groups = job.rollout.collect(group_tasks(cfg.seed, step, cfg.episodes, 1))
             trajectories = [t for g in groups for t in g.trajectories]
             if len(trajectories) < cfg.minibatches:

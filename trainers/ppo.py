@@ -150,7 +150,7 @@ class Credit:
     features: torch.Tensor | None
 
 
-def lay_out(trajectories: Sequence[Trajectory], cfg: Config) -> list[MicroBatch]:
+def lay_out(trajectories: Sequence[Trajectory], cfg: TrainingConfig) -> list[MicroBatch]:
     """Pack trajectories; their sampled tokens keep their order from the first micro-batch to the last."""
     rows = [row for i, t in enumerate(trajectories) for row in rows_of(t, i)]
     return pack(rows, cfg.optim.token_budget, cfg.optim.share_prefixes)
