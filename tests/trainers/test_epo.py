@@ -577,6 +577,8 @@ def test_a_config_can_be_read_back_and_says_how_long_the_schedule_is(base):
         ({"algo": {"entropy_coef": 0.01}}, "algo.entropy_coef is 0.01: EPO's own bonus is epo.coef"),
         ({"base": "ppo", "algo": {"entropy_coef": 0.01}}, "algo.entropy_coef is 0.01"),
         ({"base": "ppo", "group_size": 8}, "unknown config key 'group_size'"),
+        ({"optim": {"decay": "cosine"}}, "optim.decay is cosine, but optim.decay_steps is 0"),
+        ({"optim": {"min_ratio": 1.0}}, "optim.min_ratio is 1.0"),
         ({"base": "grpo", "critic": {"lr": 1e-3}}, "unknown config key 'critic'"),
         ({"base": "ppo", "algo": {"gamma": 2.0}}, "algo.gamma is 2"),
     ],
