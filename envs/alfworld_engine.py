@@ -108,6 +108,12 @@ def world(domain: str, grammar: str, problem: str) -> World:
         return _world(domain, grammar, problem)
 
 
+def forget() -> None:
+    """Let go of all translated games."""
+    with _one_at_a_time:
+        _world.cache_clear()
+
+
 _grammar = functools.lru_cache(maxsize=8)(Grammar)
 
 
