@@ -28,7 +28,10 @@ DATA_IMAGE = "agentgym-sandbox:data"
 IMAGES = {"base": BASE_IMAGE, "data": DATA_IMAGE}
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
-_BASE = "base-files bash coreutils dash debianutils diffutils findutils grep gzip mawk python3 sed tar"
+# a box of Docker without a network has an empty /etc/hosts: libnss-myhostname knows localhost without it
+_BASE = (
+    "base-files bash coreutils dash debianutils diffutils findutils grep gzip libnss-myhostname mawk python3 sed tar"
+)
 _PACKAGES = {
     "base": _BASE.split(),
     # a box has few CPUs: the linear algebra library without threads is the right one
