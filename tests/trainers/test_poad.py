@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from agentgym.trainers import poad, ppo, sft
+from helpers_by_hand import gae_by_hand, head_by_hand
 from helpers_policies import tiny_policy
 from transformers import LlamaForCausalLM
 
@@ -256,22 +257,6 @@ def make(played, method, **algo):
     learner.optimizer.step = keep
     credit, _ = poad.assign_credit(cfg, critic, trajectories)
     return cfg, critic, learner, gradient, trajectories, credit
-
-
-def head_by_hand(weights, x):
-    for w in weights[:-1]:
-        x = torch.relu(x @ w.T)
-    return (x @ weights[-1].T)[:, 0]
-
-
-def gae_by_hand(rewards, values, last, gamma, lam, gamma_token, lam_token):
-    out, running, following = [], 0.0, 0.0
-    for r, v, end in zip(rewards[::-1], values[::-1], last[::-1], strict=True):
-        g, decay = (gamma, lam) if end else (gamma_token, lam_token)
-        running = r + g * following - v + g * decay * running
-        following = v
-        out.append(running)
-    return out[::-1]
 
 
 def compare(metrics, gradient, expected, stock, critic, weights):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from agentgym.trainers import ppo, sft
+from helpers_by_hand import gae_by_hand, head_by_hand
 from helpers_policies import tiny_policy
 from transformers import LlamaForCausalLM
 
@@ -70,22 +71,6 @@ def plain(model, segment):
 def join(model, trajectory):
     parts = [plain(model, s) for s in trajectory.segments if any(s.mask)]
     return tuple(torch.cat([p[k] for p in parts]) for k in range(3))
-
-
-def head_by_hand(weights, x):
-    for w in weights[:-1]:
-        x = torch.relu(x @ w.T)
-    return (x @ weights[-1].T)[:, 0]
-
-
-def gae_by_hand(rewards, values, last, gamma, lam, gamma_token, lam_token):
-    out, running, following = [], 0.0, 0.0
-    for r, v, end in zip(rewards[::-1], values[::-1], last[::-1], strict=True):
-        g, decay = (gamma, lam) if end else (gamma_token, lam_token)
-        running = r + g * following - v + g * decay * running
-        following = v
-        out.append(running)
-    return out[::-1]
 
 
 @pytest.mark.parametrize("budget", [60, 10_000])
