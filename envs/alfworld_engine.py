@@ -22,7 +22,7 @@ from agentgym.envs.alfworld_text import GOAL, Binding, Entity, Facts, Grammar, O
 from agentgym.errors import EnvError, missing
 
 WORLDS = 64
-"""Translated games that are kept (about 1 MB each)."""
+"""Translated games that are kept (about 2 MB each)."""
 
 _one_at_a_time = threading.RLock()
 
