@@ -81,8 +81,8 @@ def follow(env, seed, noise=0.0, options=None):
     total, over, turns = 0.0, False, 0
     while not over:
         commands, action = info["admissible_commands"], info["expert_action"]
-        assert action in commands
-        if rng.random() < noise:
+        assert action in commands or (noise and action is None)
+        if action is None or rng.random() < noise:
             action = commands[rng.integers(len(commands))]
         _, reward, terminated, truncated, info = env.step(action)
         total, over, turns = total + reward, terminated or truncated, turns + 1
