@@ -63,9 +63,10 @@ def learn(algo: poad.Algo, episodes: int, seed: int) -> dict[tuple[int, str], np
 
 def draw(found: dict[str, dict[tuple[int, str], np.ndarray]], file: Path) -> None:
     """A panel for every state and method: the advantage of every word."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(len(STATES), len(found), figsize=(11, 8), sharey=True, layout="constrained")
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(len(STATES), len(found), sharey=True)
     for column, (method, advantages) in enumerate(found.items()):
         for row, state in enumerate(STATES):
             ax, at, labels = axes[row, column], 0, []
