@@ -10,7 +10,7 @@ import logging
 
 from agentgym.sandboxes.base import Entry, Limits, Result, Sandbox, SandboxLost, SandboxUnavailable
 
-from agentgym.errors import unknown
+from agentgym.errors import ConfigError, unknown
 
 if __name__ != "agentgym.sandboxes":
     raise ImportError("import this package as agentgym.sandboxes, not as a top-level module")
@@ -81,7 +81,7 @@ def open_sandbox(
         runtime: Docker's name of another OCI runtime, such as ``runsc`` for gVisor.
 
     Raises:
-        ConfigError: For an unknown backend.
+        ConfigError: For an unknown backend, or a runtime where the box would not be Docker's.
         SandboxUnavailable: If the backend cannot be used here; the message says how to mend that.
         SandboxError: If the box did not come up.
     """
@@ -90,6 +90,8 @@ def open_sandbox(
 
     limits = limits or Limits()
     chosen = choose(backend, image)
+    if runtime is not None and chosen != "docker":
+        raise ConfigError(f"runtime={runtime!r} is Docker's to start, and this box would be {chosen}: backend='docker'")
     if chosen == "docker":
         return docker.open_box(full_name(image), limits, preload, runtime)
     if chosen == "bubblewrap":

@@ -236,6 +236,8 @@ class Box:
     def _run(self, request: dict[str, Any], blob: bytes, timeout: float, max_output: int) -> Result:
         if not 0 < timeout <= _LONGEST_S:
             raise ConfigError(f"sandbox timeout is {timeout}: it must be above 0 s and at most a day")
+        if len(blob) > _BIGGEST:
+            raise ConfigError(f"a call of a sandbox takes at most {_BIGGEST} bytes of input or code, not {len(blob)}")
         if not 0 <= max_output <= _BIGGEST:
             raise ConfigError(f"sandbox max_output is {max_output}: it must be 0 to {_BIGGEST}")
         request |= {"timeout": timeout, "max_output": max_output, "flood": self.limits.flood_mb << 20}
@@ -350,6 +352,7 @@ class Box:
             answer, _ = self._answer(0, deadline)
         except (OSError, ValueError) as error:
             said = self._link.said().decode(errors="replace").strip()
+            self._link.close()  # a new link to a box that was closed meanwhile is nobody else's to close
             self._lose(f"its worker did not start: {error or type(error).__name__}{f': {said}' if said else ''}")
             raise SandboxLost(f"the {self.backend} sandbox is lost: {self._reason}") from error
         if "error" in answer:

@@ -87,6 +87,9 @@ class Watch:
     """The owner's handle on its reaper process, which lives while there is something to watch."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -145,7 +148,7 @@ class Watch:
         if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 os.close(self._process.stdin.fileno())
-        self.__init__()  # type: ignore[misc]
+        self._begin()
 
 
 watch = Watch()

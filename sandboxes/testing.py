@@ -51,7 +51,8 @@ def run(open_box: Callable[[], Sandbox], names: Iterable[str] | None = None) -> 
                 continue
             try:
                 one(box)
-                box.reset() if box.alive else None
+                if box.alive:
+                    box.reset()
                 yield Outcome(name, "passed")
             except Exception as error:
                 yield Outcome(name, "failed", f"{type(error).__name__}: {error}")

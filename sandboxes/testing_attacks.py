@@ -108,7 +108,8 @@ def host_files(box: Sandbox) -> None:
 def network(box: Sandbox) -> None:
     """No address, no name, no other kind of socket; not even a server of the machine itself."""
     with socket.create_server(("0.0.0.0", 0)) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9)) if os.path.exists("/proc/net/route") and _has_route() else None
+        if _has_route():
+            probe.connect(("192.0.2.1", 9))  # sends nothing, but tells this machine's own address
         own = probe.getsockname()[0]
         code = (
             "import socket\n"

@@ -147,6 +147,10 @@ class Config(TrainingConfig):
         super().__post_init__()
         if self.minibatches > self.episodes:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds episodes ({self.episodes})")
+        if self.algo.acting == "restricted" and self.rollout.temperature != 1:
+            raise ConfigError(
+                f"rollout.temperature is {self.rollout.temperature}: a restricted choice is trained as it is drawn at 1"
+            )
         frozen = self.critic.backbone == "frozen"
         if self.algo.method == "twosome" and not frozen:
             raise ConfigError("algo.method=twosome needs critic.backbone=frozen: its value stands before the action")

@@ -16,7 +16,7 @@ from agentgym.sandboxes import Limits, SandboxLost, SandboxUnavailable, open_san
 from agentgym.sandboxes.client import Box, Setup
 from agentgym.sandboxes.link import MultiplexedLink, SocketLink
 
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, SandboxError
 
 
 def test_limits_follow_the_memory():
@@ -189,3 +189,39 @@ def test_modules_are_there_before_the_first_call(bubblewrap):
         assert box.python("import sys; 'sqlite3' in sys.modules", fresh=True).stdout == "True\n"
     with pytest.raises(SandboxLost, match="No module named 'nonexistent'"):
         open_sandbox("bubblewrap", preload=("nonexistent",))
+
+
+@pytest.mark.bwrap
+def test_a_runtime_is_never_left_out_without_a_word(bubblewrap, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent.sock")
+    for backend in ("auto", "bubblewrap", "unsafe-local"):
+        with pytest.raises(ConfigError, match="runtime='runsc' is Docker's to start"):
+            open_sandbox(backend, runtime="runsc")
+
+
+@pytest.mark.bwrap
+def test_input_that_is_too_long_costs_no_box(bubblewrap):
+    with open_sandbox("bubblewrap") as box:
+        with pytest.raises(ConfigError, match="at most 67108864 bytes of input"):
+            box.exec(["cat"], stdin=bytes((64 << 20) + 1))
+        assert box.exec("echo hi").stdout == "hi\n"
+
+
+def test_a_link_that_comes_too_late_is_closed():
+    """Closing in another thread while the daemon is coming back."""
+    worker = FakeWorker(lambda w, r: w.ours.close())
+    ours, theirs = socket.socketpair()
+    late = SocketLink(theirs)
+
+    def relink():
+        worker.box.close()
+        ours.close()
+        return late
+
+    worker.box._relink = relink
+    with pytest.raises(SandboxError, match="broke in mid-call"):
+        worker.box.ping()
+    with pytest.raises(SandboxLost):
+        worker.box.ping()
+    assert late.sock.fileno() == -1
+    assert worker.removed == 1

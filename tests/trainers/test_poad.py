@@ -467,6 +467,7 @@ def test_an_environment_without_admissible_actions_is_refused_before_any_rollout
         ({"algo": {"method": "twosome"}, "critic": {"backbone": "shared"}}, "critic.backbone=frozen"),
         ({"algo": {"critic_target": "one_step"}, "critic": {"backbone": "shared"}}, "critic.backbone=frozen"),
         ({"minibatches": 33}, "minibatches"),
+        ({"rollout": {"temperature": 0.5}}, "rollout.temperature is 0.5"),
     ],
 )
 def test_wrong_settings_are_named(values, message):
