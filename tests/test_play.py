@@ -45,6 +45,13 @@ class Terminal:
         return self.seen[start : self.read]
 
     def type(self, text):
+        """Type once the program waits for it: CPython loses a Ctrl-C between the prompt and its wait for a key."""
+        quiet, deadline = 0, time.monotonic() + 60
+        while quiet < 5:
+            assert time.monotonic() < deadline, "the program never waited for a key"
+            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            quiet = quiet + 1 if state == "S" else 0
+            time.sleep(0.02)
         os.write(self.fd, text.encode())
 
     def end(self):
