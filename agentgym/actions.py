@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentgym.errors import unknown
+from agentgym.rounds import read_round, write_round
 from agentgym.tool_calls import CallError, canonical, parse_calls, write_calls
 
 
@@ -183,6 +184,33 @@ class Tools:
         return write_calls(parse_calls(action))
 
 
+class Report:
+    """The action is a report and one tool call or the answer, without the thought; `agentgym.rounds` reads them."""
+
+    instructions = (
+        "You may think first. Then write one report between tags, and behind it either one tool call or the answer:\n"
+        "<report>\nall that is known and where it is from, what failed, what comes next\n</report>\n"
+        '<tool_call>\n{"name": "name of the tool", "arguments": {"name of the argument": "value"}}\n</tool_call>\n'
+        "or\n<answer>the answer</answer>\n"
+        "Of all that came before, the next round sees your report, your call and its response, and nothing else."
+    )
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the round; the action is `agentgym.rounds.write_round`."""
+        try:
+            return Parsed(write_round(*read_round(text)).encode(errors="replace").decode())
+        except CallError as error:
+            return Parsed(None, " ".join(str(error).split())[:250])
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Return the action itself."""
+        return _written(self, action, action)
+
+
 class Choice:
     """The admissible commands are shown as a numbered list; the last number in the answer is the choice."""
 
@@ -217,6 +245,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "tool_call": ToolCall,
     "code": Code,
     "tools": Tools,
+    "report": Report,
     "choice": Choice,
 }
 

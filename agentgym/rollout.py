@@ -42,8 +42,8 @@ class RolloutConfig:
         context_limit: Tokens of prompt and answer together.
         temperature: Sampling temperature.
         top_p: Nucleus; anything below 1 samples from another distribution than the trainer's.
-        codec: How text becomes an action: plain, tagged, tool_call, tools, code, choice; auto: as the environment's
-            entry in the registry says.
+        codec: How text becomes an action: a key of `agentgym.actions.CODECS`; auto: as the environment's entry in the
+            registry says.
         context: What the policy sees: append, window:K, workspace.
         parse_limit: Answers in a row without an action before the episode ends.
         concurrency: Episodes that run at the same time.
@@ -70,7 +70,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if self.codec != "auto":
             make_codec(self.codec)
-        make_context(self.context, str)
+        make_context(self.context, str, self.max_turns)
         for name in ("max_turns", "max_new_tokens", "context_limit", "parse_limit", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name} is {getattr(self, name)}: it must be at least 1")
@@ -200,7 +200,7 @@ class Rollout:
         self.options = {**(options or {}), **policy.env_options}
         self.on_episode = on_episode
         self.codec = make_codec(config.codec_for(pool.env_id))
-        self.context = make_context(config.context, policy.renderer.escape)
+        self.context = make_context(config.context, policy.renderer.escape, config.max_turns)
         self.stats = RolloutStats()
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
@@ -383,7 +383,8 @@ class Rollout:
                 trajectory.status = Status.CONTEXT_FULL
                 break
             started = time.perf_counter()
-            generation = await session.generate(self._request(row, task, turn, info, admissible, view, tools))
+            offered = tools if self.context.offers_tools(trajectory.messages) else ()
+            generation = await session.generate(self._request(row, task, turn, info, admissible, view, offered))
             usage.update(generation.usage)
             start, stop = row.sampled(generation.ids, generation.logps, generation.version)
             text = renderer.decode_reply(generation.ids)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentgym.context import Append, Window, Workspace, make_context
+from agentgym.context import INITIAL, LAST, REGULAR, Append, Window, Workspace, make_context
 from agentgym.errors import ConfigError
 from agentgym.types import Message
 
@@ -25,7 +25,7 @@ def conversations(draw):
     return messages
 
 
-@given(conversations(), st.sampled_from([Append(), Window(0), Window(1), Window(3), Workspace(str)]))
+@given(conversations(), st.sampled_from([Append(), Window(0), Window(1), Window(3), Workspace(str, 99)]))
 def test_every_context(messages, context):
     before = copy.deepcopy(messages)
     view = context.view(messages)
@@ -33,8 +33,9 @@ def test_every_context(messages, context):
     assert view[0] == messages[0]
     assert [m["role"] for m in view[1:]] == ["user", "assistant"] * ((len(view) - 2) // 2) + ["user"]
     assert view[1]["content"].startswith(messages[1]["content"])
-    assert view[-1]["content"].endswith(messages[-1]["content"])
-    if len(messages) == 2:
+    assert messages[-1]["content"] in view[-1]["content"]
+    assert context.offers_tools(messages)
+    if len(messages) == 2 and not isinstance(context, Workspace):
         assert view == messages
 
 
@@ -52,43 +53,98 @@ def test_window_shows_the_last_turns(messages, turns):
         assert view[2:] == messages[len(messages) - 2 * turns :]
 
 
-def test_workspace_example():
-    def said(*replies):
-        look = Message(role="user", content="look")
-        turns = [m for r in replies for m in (Message(role="assistant", content=r), look)]
-        return [Message(role="system", content="s"), Message(role="user", content="task"), *turns]
+TOOLS = 'You search.\n\n<tools>\n{"name": "search"}\n</tools>\nAnswer in tags.'
 
-    def report(*replies):
-        view = Workspace(str).view(said(*replies))
+
+def said(*replies, system="s", look="look"):
+    looks = [m for r in replies for m in (Message(role="assistant", content=r), Message(role="user", content=look))]
+    return [Message(role="system", content=system), Message(role="user", content="task"), *looks]
+
+
+def test_a_workspace_written_out():
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
+    first = f"<think>hm, <report>not this</report></think>\n<report>\nknown: a\n</report>\nso I call\n{call}"
+    system, user = Workspace(str, 9).view(said("<report>old</report>", first, system=TOOLS))
+    assert system["content"] == TOOLS
+    assert user["content"] == (
+        f"task\n\n<report>\nknown: a\n</report>\n\n{call}\n\n<tool_response>\nlook\n</tool_response>\n\n{REGULAR}"
+    )
+
+
+def test_the_three_variants():
+    contents = []
+    for replies in ([], ["<report>r</report>go"], ["<report>r</report>go"] * 2):
+        view = Workspace(str, 3).view(said(*replies, system=TOOLS))
         assert len(view) == 2
-        return view[1]["content"]
-
-    assert report("hm") == "task\n\nReport so far:\n(none)\n\nlook"
-    assert report("<report> one\ntwo </report>") == "task\n\nReport so far:\none\ntwo\n\nlook"
-    assert report("<report>old</report>", "no report") == "task\n\nReport so far:\nold\n\nlook"
-    assert report("<report>a</report><report>b</report>") == "task\n\nReport so far:\nb\n\nlook"
-    assert report("I write a <report> now: <report>b</report>") == "task\n\nReport so far:\nb\n\nlook"
-    assert report("<report></report>") == "task\n\nReport so far:\n(none)\n\nlook"
-    assert report("<report>cut") == "task\n\nReport so far:\n(none)\n\nlook"
+        contents.append((view[0]["content"], view[1]["content"].rpartition("\n\n")[2]))
+    assert contents == [(TOOLS, INITIAL), (TOOLS, REGULAR), ("You search.\nAnswer in tags.", LAST)]
+    assert [Workspace(str, 3).offers_tools(said(*["x"] * n)) for n in range(4)] == [True, True, False, False]
+    assert Workspace(str, 1).view(said(system=TOOLS))[1]["content"] == f"task\n\n{LAST}"
 
 
-def test_a_report_is_escaped_and_nothing_else_is():
+@pytest.mark.parametrize(
+    ("replies", "report"),
+    [
+        (["hm"], "(none)"),
+        (["<report> one\ntwo </report>"], "one\ntwo"),
+        (["<report>old</report>", "no report"], "old"),
+        (["<report>old</report>", "<report></report>"], "old"),
+        (["<report>a</report><report>b</report>"], "b"),
+        (["I write a <report> now: <report>b</report>"], "b"),
+        (["<report></report>"], "(none)"),
+        (["<report>cut"], "(none)"),
+        (["<think><report>a</report></think>go"], "(none)"),
+        (["<report>a</report>go<think><report>b</report>"], "a"),
+    ],
+)
+def test_the_report_of_a_workspace(replies, report):
+    shown = Workspace(str, 9).view(said(*replies))[1]["content"]
+    assert shown.startswith(f"task\n\n<report>\n{report}\n</report>\n\n")
+
+
+TEXTS = st.text(max_size=30).filter(lambda t: not {"<", ">"} & set(t) and t.strip() == t and t)
+
+
+@given(
+    TEXTS, TEXTS, TEXTS, st.lists(st.tuples(TEXTS, TEXTS), max_size=5), st.lists(st.tuples(TEXTS, TEXTS), max_size=5)
+)
+def test_two_histories_with_the_same_workspace_have_the_same_prompt(report, query, response, one, other):
+    """Neither thoughts nor anything older than the last round leaks, nor the number of the round."""
+    prompts = []
+    for number, history in enumerate((one, other)):
+        replies = [f"<report>{r}</report><tool_call>{q}</tool_call>" for r, q in history]
+        last = f"<think>{number}{history}</think><report>{report}</report>aside {number}<tool_call>{query}</tool_call>"
+        messages = said(*replies, last, look="old")
+        messages[-1] = Message(role="user", content=response)
+        prompts.append(Workspace(str, 99).view(messages))
+    assert prompts[0] == prompts[1]
+
+
+def test_report_and_action_are_escaped_and_nothing_else_is():
     messages = [
         Message(role="system", content="s <|end|>"),
         Message(role="user", content="task <|end|>"),
-        Message(role="assistant", content="<report>done <|end|><|user|> x</report>"),
-        Message(role="user", content="look <|end|>"),
+        Message(role="assistant", content="<report>done <|end|><|user|> x</report><|end|>"),
+        Message(role="user", content="look <|end|></tool_response>"),
     ]
-    view = Workspace(lambda text: text.replace("<|", "< |")).view(messages)
+    view = Workspace(lambda text: text.replace("<|", "< |"), 9).view(messages)
     assert view[0] == messages[0]
-    assert view[1]["content"] == "task <|end|>\n\nReport so far:\ndone < |end|>< |user|> x\n\nlook <|end|>"
+    assert view[1]["content"] == (
+        "task <|end|>\n\n<report>\ndone < |end|>< |user|> x\n</report>\n\n< |end|>\n\n"
+        f"<tool_response>\nlook <|end|>< /tool_response>\n</tool_response>\n\n{REGULAR}"
+    )
+
+
+def test_report_and_action_are_cut():
+    view = Workspace(str, 9, limit=5).view(said("<report>123456</report>abcdefg"))
+    assert "<report>\n12345 [cut]\n</report>\n\nabcde [cut]\n\n" in view[1]["content"]
 
 
 def test_names():
-    assert make_context("append", str) == Append()
-    assert make_context("workspace", str) == Workspace(str)
-    assert make_context("window:0", str) == Window(0)
-    assert make_context("window:12", str) == Window(12)
+    assert make_context("append", str, 5) == Append()
+    assert make_context("workspace", str, 5) == Workspace(str, 5)
+    assert make_context("window:0", str, 5) == Window(0)
+    assert make_context("window:12", str, 5) == Window(12)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +164,11 @@ def test_names():
 )
 def test_unknown_names(name):
     with pytest.raises(ConfigError, match="use append, window:K"):
-        make_context(name, str)
+        make_context(name, str, 5)
 
 
 def test_bad_windows():
     with pytest.raises(ConfigError, match="-1 turns"):
         Window(-1)
     with pytest.raises(ConfigError, match="context"):
-        make_context("window:" + "9" * 5000, str)
+        make_context("window:" + "9" * 5000, str, 5)

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_renderer import OBSERVATION, WORDS, byte_ids, sampled_ids
 
+from agentgym.context import INITIAL, LAST, REGULAR
 from agentgym.env_worker import EnvPool
 from agentgym.policies.base import Generation, Request
 from agentgym.rollout import Rollout, RolloutConfig, Task
+from agentgym.rounds import action_of, report_of
 from agentgym.spaces import UnicodeText
 from agentgym.types import Status
 
@@ -93,12 +95,15 @@ def play(renderer, context, talk, replies):
     return group.trajectories[0], policy
 
 
-def views(messages, context, escape):
+def views(messages, context, escape, rounds):
     """What the policy must have been shown before each turn, from the definition of each context."""
     for k in (k for k, m in enumerate(messages) if m["role"] == "assistant"):
         so_far = messages[:k]
-        if context == "append" or len(so_far) == 2:
+        if context == "append" or (len(so_far) == 2 and context != "workspace"):
             yield so_far
+        elif len(so_far) == 2:
+            parts = [so_far[1]["content"], LAST if rounds == 1 else INITIAL]
+            yield [so_far[0], {"role": "user", "content": "\n\n".join(parts)}]
         elif context == "window:1":
             if len(so_far) == 4:
                 yield so_far
@@ -106,12 +111,12 @@ def views(messages, context, escape):
                 joined = f"{so_far[1]['content']}\n\n[...]\n\n{so_far[-3]['content']}"
                 yield [so_far[0], {"role": "user", "content": joined}, *so_far[-2:]]
         else:
-            report = "(none)"
-            for m in so_far:
-                if m["role"] == "assistant" and "<report>" in m["content"]:
-                    inner = m["content"].rpartition("</report>")[0].rpartition("<report>")[2]
-                    report = escape(inner.strip()) or "(none)"
-            parts = [so_far[1]["content"], f"Report so far:\n{report}", so_far[-1]["content"]]
+            replies = [m["content"] for m in so_far if m["role"] == "assistant"]
+            reports = [report for report in map(report_of, replies) if report]
+            response = so_far[-1]["content"].replace("</tool_response>", "< /tool_response>")
+            parts = [so_far[1]["content"], f"<report>\n{escape(reports[-1] if reports else '(none)')}\n</report>"]
+            parts += [escape(action_of(replies[-1])), f"<tool_response>\n{response}\n</tool_response>"]
+            parts.append(LAST if len(replies) + 1 == rounds else REGULAR)
             yield [so_far[0], {"role": "user", "content": "\n\n".join(parts)}]
 
 
@@ -130,7 +135,7 @@ def check(renderer, context, trajectory, policy):
 
     # the policy was asked with the row as it is stored, and the row reads as the template renders the conversation
     for turn, asked, view in zip(
-        turns, policy.asked, views(trajectory.messages, context, renderer.escape), strict=True
+        turns, policy.asked, views(trajectory.messages, context, renderer.escape, len(policy.replies)), strict=True
     ):
         assert segments[turn.segment].ids[: turn.start] == asked
         rendered = tokenizer.render(view)

@@ -115,7 +115,7 @@ class Played:
 
 def play(renderer, context, system, turns, last=None):
     """Play ``(observation, ids)`` turns, then render the prompt of one more if ``last`` is given."""
-    played = Played(renderer, Row(renderer), make_context(context, renderer.escape))
+    played = Played(renderer, Row(renderer), make_context(context, renderer.escape, 99))
     played.messages.append(Message(role="system", content=renderer.escape(system)))
     for observation, ids in turns:
         played.turn(observation, ids)
@@ -250,7 +250,7 @@ def test_looking_at_new_pieces_only_finds_what_looking_at_all_finds(renderer, da
     turns = data.draw(st.lists(st.tuples(OBSERVATION, sampled_ids(renderer)), min_size=1, max_size=5))
     rows = []
     for kind in (Row, WholeRow):
-        played = Played(renderer, kind(renderer), make_context(context, renderer.escape))
+        played = Played(renderer, kind(renderer), make_context(context, renderer.escape, 99))
         played.messages.append(Message(role="system", content=renderer.escape(system)))
         for observation, ids in turns:
             played.turn(observation, ids)
@@ -290,7 +290,7 @@ def test_a_report_cannot_fake_a_turn(renderer, data):
     for report in ("harmless", spelled):
         ids = [*byte_ids(renderer, f"<report>{report}</report>".encode()), renderer.close_id]
         played = play(renderer, "workspace", "s", [("a", ids)], last="b")
-        assert "Report so far:" in played.shown
+        assert "<report>" in played.shown
         counts.append([i for i in played.row.segment.ids if i in special])
     assert counts[0] == counts[1]
 
@@ -414,7 +414,7 @@ def test_ids_are_those_of_the_whole_text(renderers, style, data):
     """
     renderer = renderers(style)
     clean = WORDS.filter(lambda t: t == t.strip())
-    played = Played(renderer, Row(renderer), make_context(data.draw(CONTEXTS), renderer.escape))
+    played = Played(renderer, Row(renderer), make_context(data.draw(CONTEXTS), renderer.escape, 99))
     played.messages.append(Message(role="system", content="s"))
     thoughts = st.sampled_from(["", "hm</think>"]) if style in ("qwen3", "phi3 without thoughts") else st.just("")
     reply_text = st.builds(str.__add__, thoughts, clean)

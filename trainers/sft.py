@@ -124,7 +124,7 @@ def tokenise(demo: Trajectory, renderer: Renderer, cfg: RolloutConfig) -> Trajec
         ConfigError: If the first prompt does not fit, or an answer is longer than the model may write.
     """
     row = Row(renderer, cfg.context_limit - cfg.max_new_tokens)
-    context = make_context(cfg.context, renderer.escape)
+    context = make_context(cfg.context, renderer.escape, cfg.max_turns)
     turns: list[Turn] = []
     for k, message in enumerate(demo.messages):
         if message["role"] == "assistant":
