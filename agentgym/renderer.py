@@ -36,6 +36,10 @@ class ChatTokenizer(Protocol):
         """Tokenise text without adding anything; special tokens in it become their ids."""
         ...
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise as ``encode`` does; also the span ``(start, stop)`` of each token's characters."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids, special tokens included."""
         ...
@@ -76,6 +80,11 @@ class HFTokenizer:
         """Tokenise without special tokens added at the ends."""
         return list(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise without special tokens added at the ends, with the tokenizer's own map to characters."""
+        found = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return list(found.ids), [(int(a), int(b)) for a, b in found.offsets]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decode without cleaning spaces up."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -101,6 +110,16 @@ class ByteTokenizer:
             ids += [self.special[token]] if token else []
             text = text[at + len(token) :]
         return ids
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokenise to bytes; every byte of a character has the character's span."""
+        spans: list[tuple[int, int]] = []
+        at = 0
+        while at < len(text):
+            token = next((s for s in self.special if text.startswith(s, at)), text[at])
+            spans += [(at, at + len(token))] * (1 if token in self.special else len(token.encode()))
+            at += len(token)
+        return self.encode(text), spans
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode bytes; invalid UTF-8 becomes U+FFFD."""
@@ -191,6 +210,12 @@ class Renderer:
     def encode_after(self, text: str) -> list[int]:
         """Ids of text that stands behind other text, not at the start: some tokenizers mark a start with a space."""
         return self.tokenizer.encode(self.close + text)[1:]
+
+    def encode_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as ``encode_after`` gives them, and the span of each token's characters in ``text``."""
+        ids, spans = self.tokenizer.encode_spans(self.close + text)
+        offset = len(self.close)
+        return ids[1:], [(a - offset, b - offset) for a, b in spans[1:]]
 
     def decode_reply(self, ids: Sequence[int]) -> str:
         """Text of sampled ids without the closing token."""

@@ -298,7 +298,7 @@ def _as_text(trajectory: Trajectory) -> tuple[list[Segment], list[Turn], list[li
 
 def _turn(turn: Turn, segments: Sequence[Segment]) -> dict[str, Any]:
     """A turn with the mean advantage of its tokens, None where none was stored."""
-    numbers = {name: _short(getattr(turn, name), 6) for name in ("reward", "policy_s", "env_s")}
+    numbers = {name: _short(getattr(turn, name), 6) for name in ("reward", "policy_s", "env_s", "probe")}
     advantages = segments[turn.segment].advantages if turn.segment < len(segments) else None
     own = advantages[turn.start : turn.stop] if advantages else []
     shown: dict[str, Any] = {name: value for name, value in vars(turn).items() if name != "candidates"}

@@ -106,6 +106,7 @@ function drawTurn(detail, turn, number) {
   const costs = [
     tokens > 0 ? plural(tokens, "token") : null,
     mean === null ? null : `mean logp ${num(mean)}`,
+    turn.probe === null ? null : `gold answer before: logp ${num(turn.probe)}`,
     turn.policy_s ? `policy ${seconds(turn.policy_s)}` : null,
     turn.env_s ? `environment ${seconds(turn.env_s)}` : null,
   ];

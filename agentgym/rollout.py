@@ -22,6 +22,7 @@ from agentgym.context import make_context
 from agentgym.env_worker import EnvPool, EnvWorker, StepTimeout
 from agentgym.errors import ConfigError, ContextFull, EngineError, EnvError, SandboxError, TooManyFailures
 from agentgym.policies.base import Policy, Request, Session
+from agentgym.policies.probe import Probe, gold_answer, make_probe
 from agentgym.registration import codec_of
 from agentgym.renderer import Row
 from agentgym.types import Group, Message, Status, Trajectory, Turn
@@ -176,6 +177,7 @@ class Rollout:
 
     Attributes:
         stats: Counts since the start, failures among them.
+        wrapper: What the gold answer is put into to be scored before every turn (`policies.probe`); None for no probe.
     """
 
     def __init__(
@@ -202,6 +204,7 @@ class Rollout:
         self.codec = make_codec(config.codec_for(pool.env_id))
         self.context = make_context(config.context, policy.renderer.escape, config.max_turns)
         self.stats = RolloutStats()
+        self.wrapper: str | None = None
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
         """Play tasks to the end; see `stream`. Also works where an event loop runs already, as in a notebook."""
@@ -358,7 +361,11 @@ class Rollout:
         observation, info, instructions, tools = await worker.reset(task.env_seed, self.options, config.step_timeout)
         renderer = self.policy.renderer
         has_model = self.policy.context_limit is not None
-        row = Row(renderer, config.context_limit - config.max_new_tokens if has_model else None)
+        probe = None
+        if self.wrapper is not None:
+            probe = make_probe(renderer, gold_answer(info, self.pool.env_id), self.wrapper)
+        kept = max(config.max_new_tokens, len(probe.ids) if probe else 0)
+        row = Row(renderer, config.context_limit - kept if has_model else None)
         trajectory.segments = row.segments
         trajectory.messages.append(
             Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}"))
@@ -375,16 +382,16 @@ class Rollout:
             except ContextFull as error:
                 if turn == 0:
                     raise ConfigError(
-                        f"{self.pool.env_id}: the first prompt does not fit: {error}, of which "
-                        f"rollout.max_new_tokens={config.max_new_tokens} are kept for the answer; "
-                        "raise rollout.context_limit"
+                        f"{self.pool.env_id}: the first prompt does not fit: {error}, of which {kept} are kept for "
+                        f"the answer (rollout.max_new_tokens={config.max_new_tokens}); raise rollout.context_limit"
                     ) from error
                 trajectory.messages.pop()
                 trajectory.status = Status.CONTEXT_FULL
                 break
             started = time.perf_counter()
             offered = tools if self.context.offers_tools(trajectory.messages) else ()
-            generation = await session.generate(self._request(row, task, turn, info, admissible, view, offered))
+            request = self._request(row, task, turn, info, admissible, view, offered, probe)
+            generation = await session.generate(request)
             usage.update(generation.usage)
             start, stop = row.sampled(generation.ids, generation.logps, generation.version)
             text = renderer.decode_reply(generation.ids)
@@ -400,6 +407,7 @@ class Rollout:
                 parse_error=parsed.error,
                 finish=generation.finish,
                 candidates=list(generation.candidates),
+                probe=generation.probe,
                 policy_s=time.perf_counter() - started,
             )
             trajectory.turns.append(record)
@@ -436,6 +444,7 @@ class Rollout:
         admissible: Sequence[str],
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]],
+        probe: Probe | None,
     ) -> Request:
         config, renderer = self.config, self.policy.renderer
         return Request(
@@ -448,6 +457,7 @@ class Rollout:
             encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
             messages=messages,
             tools=tools,
+            probe=probe,
         )
 
 

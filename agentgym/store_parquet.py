@@ -101,6 +101,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "env_s": real,
         "candidates": pa.list_(pa.struct(list(candidate.items()))),
         "calls": pa.list_(pa.struct(list(call.items()))),
+        "probe": real,
     }
     columns = {
         "env_id": text,

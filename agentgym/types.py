@@ -148,6 +148,7 @@ class Turn:
         env_s: Seconds spent in the environment.
         candidates: What a policy with a restricted choice chose from, in the environment's order; else empty.
         calls: The calls of tools that the environment made for this action.
+        probe: Mean log-probability of the tokens of the gold answer before this turn, None if it was not probed.
     """
 
     observation: str
@@ -164,6 +165,7 @@ class Turn:
     env_s: float = 0.0
     candidates: list[Candidate] = field(default_factory=list)
     calls: list[ToolUse] = field(default_factory=list)
+    probe: float | None = None
 
 
 @dataclass

@@ -53,6 +53,7 @@ TURNS = st.builds(
     finish=st.sampled_from(["stop", "length"]),
     policy_s=FLOAT,
     env_s=FLOAT,
+    probe=st.none() | FLOAT,
 )
 MESSAGES = st.builds(
     lambda role, content: {"role": role, "content": content},

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from agentgym.policies.probe import Probe
 from agentgym.renderer import Renderer
 from agentgym.types import Candidate, Message
 
@@ -28,6 +29,7 @@ class Request:
         messages: The conversation that ``ids`` render, for a policy that takes text.
         tools: JSON schemas of the environment's tools, for a policy that passes them on in a way of its own; the first
             message holds them too.
+        probe: What to score before the turn is written; a policy that cannot gives no score.
     """
 
     ids: list[int]
@@ -39,6 +41,7 @@ class Request:
     encode_action: Callable[[str], list[int]] = field(default=lambda action: list(action.encode()))
     messages: Sequence[Message] = ()
     tools: Sequence[Mapping[str, Any]] = ()
+    probe: Probe | None = None
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Generation:
         finish: ``stop`` or ``length``.
         usage: Counts to sum over the episode into ``Trajectory.info``, such as the tokens an endpoint bills.
         candidates: What a policy with a restricted choice chose from.
+        probe: Mean log-probability of the tokens of the probe's answer after the prompt, at the request's temperature.
     """
 
     ids: list[int]
@@ -61,6 +65,7 @@ class Generation:
     finish: Literal["stop", "length"]
     usage: Mapping[str, int] = field(default_factory=dict)
     candidates: Sequence[Candidate] = ()
+    probe: float | None = None
 
 
 class Session(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ import torch
 from agentgym.errors import ContextFull, EngineError
 from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.policies.base import Generation, Request
-from agentgym.policies.kv_cache import KVCache, Step
+from agentgym.policies.kv_cache import KVCache, Step, common_prefix
+from agentgym.policies.probe import Probe
 from agentgym.renderer import Renderer
 
 _MIN_SHARED = 8
@@ -34,6 +35,17 @@ class _Job:
     ids: list[int]
     new: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
+    score: float | None = None
+
+    @property
+    def probe(self) -> Probe | None:
+        """What is to be scored in the next forward."""
+        return self.request.probe if not self.new else None
+
+    @property
+    def behind(self) -> tuple[int, ...]:
+        """What is read behind the prompt in the next forward: of a probe all but its last token."""
+        return self.probe.ids[:-1] if self.probe else ()
 
 
 class HFSession:
@@ -66,7 +78,7 @@ class HFPolicy:
     Attributes:
         model: The module, shared with the learner.
         version: Version of its weights; `weights_changed` raises it.
-        stats: Counts of prefilled, re-used and sampled tokens and of forwards, since the start.
+        stats: Counts of prefilled, re-used and sampled tokens, of forwards and of probes, since the start.
     """
 
     def __init__(
@@ -97,7 +109,7 @@ class HFPolicy:
         self.cache = KVCache(model.config, parameter.dtype, parameter.device)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.context_limit: int | None = int(model.config.max_position_embeddings)
-        self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0}
+        self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0, "probed": 0}
         self._sessions: dict[int, HFSession] = {}
         self._wake: asyncio.Event | None = None
         self._engine: asyncio.Task[None] | None = None
@@ -123,9 +135,10 @@ class HFPolicy:
     async def submit(self, session: HFSession, request: Request) -> Generation:
         """Queue a turn and wait until it is written."""
         self._check(session, request)
-        if self.context_limit is not None and len(request.ids) + request.max_new_tokens > self.context_limit:
+        behind = max(request.max_new_tokens, len(request.probe.ids) if request.probe else 0)
+        if self.context_limit is not None and len(request.ids) + behind > self.context_limit:
             raise ContextFull(
-                f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the model's "
+                f"{len(request.ids)} prompt tokens and {behind} new ones exceed the model's "
                 f"{self.context_limit} positions"
             )
         loop = asyncio.get_running_loop()
@@ -149,7 +162,8 @@ class HFPolicy:
             raise EngineError("the session writes another turn")
         if not request.ids or request.max_new_tokens < 1:
             raise EngineError("a turn needs a prompt of one token and room for one new token")
-        if not 0 <= min(request.ids) <= max(request.ids) < self.vocab_size:
+        read = [*request.ids, *(request.probe.ids if request.probe else ())]
+        if not 0 <= min(read) <= max(read) < self.vocab_size:
             raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
 
     async def score(self, ids: list[int], start: int) -> list[float]:
@@ -222,7 +236,7 @@ class HFPolicy:
             ids = session.job.ids
             have = self.cache.tokens[session.slot]
             if not session.job.new:
-                known = _common_prefix(have, ids[:-1]) if self.reuse else 0
+                known = common_prefix(have, ids[:-1]) if self.reuse else 0
                 self.cache.tokens[session.slot] = have = have[:known]
                 donor, length = self._donor(session, ids) if self.reuse and not known else (session, 0)
                 if length >= _MIN_SHARED:
@@ -230,7 +244,7 @@ class HFPolicy:
                         continue
                     self.cache.copy_prefix(donor.slot, session.slot, length)
                     have = self.cache.tokens[session.slot]
-            missing = len(ids) - len(have)
+            missing = len(ids) - len(have) + len(session.job.behind)
             if missing == 1:
                 singles.append(session)
             elif not runs or missing <= budget:
@@ -247,7 +261,7 @@ class HFPolicy:
             theirs = self.cache.tokens[other.slot]
             if other.job and not other.job.new and other.key < session.key:
                 theirs = other.job.ids
-            shared = _common_prefix(theirs, ids[:-1])
+            shared = common_prefix(theirs, ids[:-1])
             if shared > length:
                 best, length = other, shared
         return best, length
@@ -259,24 +273,28 @@ class HFPolicy:
         rows = [*singles, *(s for s, _ in runs)]
         self.cache.reserve(
             max(s.slot for s in rows) + 1,
-            max(len(s.job.ids) + s.job.request.max_new_tokens for s in rows if s.job),
+            max(len(s.job.ids) + max(s.job.request.max_new_tokens, len(s.job.behind)) for s in rows if s.job),
         )
         ids: list[int] = []
         slots: list[int] = []
         positions: list[int] = []
         last: list[int] = []
         spans: list[tuple[int, int]] = []
+        probed: list[tuple[_Job, Probe, int]] = []
         for session, start in [*((s, -1) for s in singles), *runs]:
             assert session.job is not None
             first = start if start >= 0 else len(session.job.ids) - 1
-            new = session.job.ids[first:]
-            spans.append((len(ids), len(new)))
-            ids += new
-            slots += [session.slot] * len(new)
-            positions += range(first, first + len(new))
-            last.append(len(ids) - 1)
+            new, behind = session.job.ids[first:], session.job.behind
+            length = len(new) + len(behind)
+            spans.append((len(ids), length))
+            last.append(len(ids) + len(new) - 1)
+            if session.job.probe:
+                probed.append((session.job, session.job.probe, last[-1]))
+            ids += [*new, *behind]
+            slots += [session.slot] * length
+            positions += range(first, first + length)
             held = self.cache.tokens[session.slot]
-            held += new
+            held += new  # what was read behind the prompt is written over
             if not session.job.new:
                 self.stats["prefilled"] += len(new)
                 self.stats["reused"] += first
@@ -288,11 +306,25 @@ class HFPolicy:
             step,
         )
         logits = logits_at(self.model, hidden[torch.tensor(last, device=self.device)])
+        if probed:
+            self._score_probes(hidden, probed)
         self.stats["forwards"] += 1
         self.stats["sampled"] += len(rows)
         tokens, logps = sample(logits, [s.job.request for s in rows if s.job])
         for session, token, logp in zip(rows, tokens, logps, strict=True):
             self._append(session, token, logp)
+
+    def _score_probes(self, hidden: torch.Tensor, probed: list[tuple[_Job, Probe, int]]) -> None:
+        """Score the answers of probes; each stands behind its prompt, whose last token is named."""
+        at = [i for _, probe, end in probed for i in range(end + probe.start, end + len(probe.ids))]
+        targets = torch.tensor([i for _, probe, _ in probed for i in probe.answer], device=self.device)
+        heat = [job.request.temperature or 1.0 for job, probe, _ in probed for _ in probe.answer]
+        logits = logits_at(self.model, hidden[torch.tensor(at, device=self.device)])
+        logp = (logits / torch.tensor(heat, device=self.device)[:, None]).log_softmax(-1)
+        scores = logp.gather(1, targets[:, None])[:, 0].double().cpu()
+        for (job, _, _), score in zip(probed, scores.split([len(p.answer) for _, p, _ in probed]), strict=True):
+            job.score = float(score.mean())
+        self.stats["probed"] += len(probed)
 
     def _step(self, slots: list[int], positions: list[int], singles: int, spans: list[tuple[int, int]]) -> Step:
         longest = max((n for _, n in spans), default=0)
@@ -316,7 +348,8 @@ class HFPolicy:
         stopped = token == self.renderer.close_id
         if stopped or len(job.new) >= job.request.max_new_tokens:
             if not job.future.done():
-                job.future.set_result(Generation(job.new, job.logps, self.version, "stop" if stopped else "length"))
+                finish: Literal["stop", "length"] = "stop" if stopped else "length"
+                job.future.set_result(Generation(job.new, job.logps, self.version, finish, probe=job.score))
             session.job = None
 
 
@@ -355,17 +388,3 @@ def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
     before = logp[order].exp().cumsum(0) - logp[order].exp()
     cut = order[before >= top_p]
     return logp.index_fill(0, cut, float("-inf")).log_softmax(-1)
-
-
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    low, high = 0, n
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[:middle] == b[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -127,7 +127,7 @@ class Step:
             k = keys[self.single_slots, :, : self.single_high]
             v = values[self.single_slots, :, : self.single_high]
             scores = torch.matmul(q * scale, k.transpose(-1, -2)) + self.single_bias
-            weights = scores.float().softmax(-1).to(v.dtype)
+            weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
             out[:n] = torch.matmul(weights, v).reshape(n, heads, dim)
         if self.runs.numel():
             q = query[:, self.runs].transpose(0, 1)
@@ -136,3 +136,18 @@ class Step:
             o = F.scaled_dot_product_attention(q, k, v, attn_mask=self.run_bias, scale=scale, enable_gqa=groups > 1)
             out[self.runs[self.run_valid]] = o.transpose(1, 2)[self.run_valid]
         return out
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many tokens two rows begin with alike."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[:middle] == b[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
