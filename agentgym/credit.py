@@ -12,6 +12,7 @@ Statistics are taken over trajectories, never over the rows or tokens that they 
     GiGPO       gigpo(rewards, observations, groups)                                arXiv 2505.10978
     PPO         turn_gae(...), then whiten(...)                                     arXiv 1506.02438
     POAD        turn_gae(..., gamma_token=1)                                        arXiv 2405.15821
+    IGPO        trainers/igpo.py: group_advantage over turns, discounted_returns    arXiv 2510.14967
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def group_advantage(
     scale: str = "group",
     ddof: int = 1,
     eps: float = 1e-6,
+    floor: float = 0.0,
 ) -> Floats:
     """One advantage per trajectory: A_i = (R_i - b_i) / (s_i + eps).
 
@@ -54,6 +56,7 @@ def group_advantage(
         scale: One of `group`, `batch`, `batch_centered`, `none`.
         ddof: 1 divides the squares by n-1 (the deviation of one value is then taken as 0), 0 by n.
         eps: Added to the deviation, in units of reward.
+        floor: Added to the variance, so that differences far below its root count for little.
 
     Returns:
         Advantages, [N]; without unit, or in units of reward where `scale` is `none`.
@@ -86,9 +89,9 @@ def group_advantage(
     if scale == "none":
         return centred.copy()
     std = {
-        "group": lambda: _std(r, g, ddof),
-        "batch": lambda: _std(r, one, ddof),
-        "batch_centered": lambda: _std(centred, one, ddof),
+        "group": lambda: _std(r, g, ddof, floor),
+        "batch": lambda: _std(r, one, ddof, floor),
+        "batch_centered": lambda: _std(centred, one, ddof, floor),
     }[scale]()
     return np.where(std > 0, centred / (std + eps), 0.0)
 
@@ -430,11 +433,11 @@ def _centre(x: Floats, g: NDArray[np.int64]) -> Floats:
     return np.where(_constant(x, g), 0.0, x - (np.bincount(g, x) / np.bincount(g))[g])
 
 
-def _std(x: Floats, g: NDArray[np.int64], ddof: int) -> Floats:
-    """Standard deviation of each entry's group, [N]; exactly 0 in a group whose values are all equal."""
+def _std(x: Floats, g: NDArray[np.int64], ddof: int, floor: float) -> Floats:
+    """Standard deviation of each entry's group, [N]; exactly √floor in a group whose values are all equal."""
     if not len(x):
         return x
-    return np.sqrt(np.bincount(g, _centre(x, g) ** 2) / np.maximum(np.bincount(g) - ddof, 1))[g]
+    return np.sqrt(np.bincount(g, _centre(x, g) ** 2) / np.maximum(np.bincount(g) - ddof, 1) + floor)[g]
 
 
 def _constant(x: Floats, g: NDArray[np.int64]) -> NDArray[np.bool_]:

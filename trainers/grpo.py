@@ -75,6 +75,7 @@ class Algo:
         aggregation: token_mean, seq_mean_token_mean, seq_mean_token_sum, const.
         const_length: Length that ``const`` divides by, in tokens.
         kl_coef: β; above 0 a frozen copy of the starting model is the reference policy.
+        kl_max: Most that k3 may be at a token, or None for no bound.
         entropy_coef: Weight of an entropy bonus.
         resample: Draw new groups in place of those whose returns are all equal (DAPO).
         max_resample: Most extra rounds of groups a step.
@@ -91,6 +92,7 @@ class Algo:
     aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "const"] = "seq_mean_token_mean"
     const_length: int = 256
     kl_coef: float = 0.0
+    kl_max: float | None = None
     entropy_coef: float = 0.0
     resample: bool = False
     max_resample: int = 4
@@ -102,6 +104,8 @@ class Algo:
             raise ConfigError("algo.clip_low must be in [0, 1), algo.clip_high 0 or more")
         if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
             raise ConfigError(f"algo.dual_clip is {self.dual_clip}: it must be above 1")
+        if self.kl_max is not None and not 0 < self.kl_max < math.inf:
+            raise ConfigError(f"algo.kl_max is {self.kl_max}: it must be above 0, or null for no bound")
         if self.const_length < 1:
             raise ConfigError(f"algo.const_length is {self.const_length}: it must be at least 1")
         for name in ("kl_coef", "entropy_coef", "max_resample", "overlong_length"):
@@ -228,7 +232,7 @@ def make_loss(algo: Algo, reference: Any | None, temperature: float) -> LossFn:
         if reference is not None:
             with torch.no_grad():
                 ref_logp = token_logprobs(reference, batch, temperature).logp
-            kl = kl_k3(out.logp, ref_logp)
+            kl = kl_k3(out.logp, ref_logp, algo.kl_max)
             loss = loss + algo.kl_coef * kl
             metrics["policy/kl_ref"] = kl
         return (batch.weights * (loss - algo.entropy_coef * out.entropy)).sum(), metrics

@@ -246,14 +246,16 @@ def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
     return 0.5 * (logp - ref_logp.detach()).square()
 
 
-def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+def kl_k3(logp: Tensor, ref_logp: Tensor, limit: float | None = None) -> Tensor:
     """KL estimate per token k3 = e^x - x - 1, [N], in nats, with x = log p_ref - log p.
 
-    Unbiased and never negative. x is cut off at 20 so that e^x stays finite; beyond it the gradient is 0.
+    Unbiased and never negative. x is cut off at 20 so that e^x stays finite; beyond it the gradient is 0. So it is
+    where the estimate exceeds `limit`, which then stands for it (verl, and with it IGPO's code: 10).
     Source: Schulman, "Approximating KL divergence" (2020); GRPO (2402.03300, eq. 4).
     """
     x = (ref_logp.detach() - logp).clamp(max=LOG_RATIO_LIMIT)
-    return x.exp() - x - 1.0
+    k3 = x.exp() - x - 1.0
+    return k3 if limit is None else k3.clamp(max=limit)
 
 
 def entropy_from_logits(logits: Tensor) -> Tensor:

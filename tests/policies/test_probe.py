@@ -332,7 +332,9 @@ def test_a_prompt_leaves_room_for_the_probe():
     for t in trajectories:
         assert all(u.probe is not None for u in t.turns)
         assert max(u.start for u in t.turns) <= 200 - probe + 10  # answers differ by a few tokens
-    with pytest.raises(ConfigError, match=r"the first prompt does not fit.*are kept for the answer.*raise rollout.context_limit"):
+    with pytest.raises(
+        ConfigError, match=r"the first prompt does not fit.*are kept for the answer.*raise rollout.context_limit"
+    ):
         lookup(policy, wrapper="so it is " * 60 + "{answer}", **settings)
 
 
