@@ -211,6 +211,24 @@ class Report:
         return _written(self, action, action)
 
 
+class Verbatim:
+    """The action is the whole text: the environment reads it, and a bad format is its to judge."""
+
+    instructions = ""
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Take all of it; an empty text becomes words that say so."""
+        return Parsed(text.encode(errors="replace").decode().strip() or "(nothing)")
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Return the action itself."""
+        return _written(self, action, action)
+
+
 class Choice:
     """The admissible commands are shown as a numbered list; the last number in the answer is the choice."""
 
@@ -246,6 +264,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "code": Code,
     "tools": Tools,
     "report": Report,
+    "verbatim": Verbatim,
     "choice": Choice,
 }
 

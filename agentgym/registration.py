@@ -135,6 +135,18 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         codec="tools",
     ),
     EnvEntry(
+        "agentgym/SearchQA-v0",
+        "agentgym.envs.search_qa:SearchQAEnv",
+        "SearchQA: questions of several hops, answered by searching a local index, a server or the web",
+        extra="corpus",
+        variants=(
+            {"corpus": "tiny"},
+            {"corpus": "tiny", "hops": 3},
+            {"corpus": "tiny", "hops": 2, "think": "optional", "brief": True, "results": 2, "split": "test"},
+        ),
+        codec="verbatim",
+    ),
+    EnvEntry(
         "agentgym/DataScience-v0",
         "agentgym.envs.data_science:DataScienceEnv",
         "DataScience: write the Python that fits a scikit-learn classifier, scored by ROC-AUC in a sandbox",

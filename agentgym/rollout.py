@@ -368,7 +368,7 @@ class Rollout:
         row = Row(renderer, config.context_limit - kept if has_model else None)
         trajectory.segments = row.segments
         trajectory.messages.append(
-            Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}"))
+            Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}".rstrip()))
         )
         parse_errors = 0
         usage: Counter[str] = Counter()

@@ -19,25 +19,25 @@ import re
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from agentgym.envs.retrieval import Document, SearchError
+from agentgym.envs.search_facts import COMMAND, TINY, tiny_documents
 
 from agentgym.errors import ConfigError, MissingDependency, missing
 
 try:
     import tantivy
 except ImportError:
-    tantivy = None  # type: ignore[assignment]
+    tantivy = None
 
 ENGINES = ("tantivy", "fts5")
-COMMAND = "python -m agentgym.envs.search_corpus"
 _FORMAT = 1
 _HEAP = 512 << 20
 _ANALYZER = "agentgym"
-_TITLE_WEIGHT = 2.0
+_TITLE_WEIGHT = 5.0
 _MOST_WORDS = 32
 _STOP_WORDS = frozenset(
     re.findall(
@@ -211,7 +211,8 @@ class LocalIndex:
             ).fetchall()
         if not rows:
             return None
-        return Document(rows[0][0], url.partition("#")[0], "\n\n".join(text for _, text in rows))
+        title = os.path.commonprefix([title for title, _ in rows]).rstrip(" :,-") or rows[0][0]
+        return Document(title, url.partition("#")[0], "\n\n".join(text for _, text in rows))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -257,12 +258,14 @@ def corpus_folder(name: str) -> Path:
 
 
 def open_corpus(name: str) -> LocalIndex:
-    """Open the index of a corpus by its name.
+    """Open the index of a corpus by its name; that of ``tiny`` is made in memory.
 
     Raises:
         MissingDependency: It was not built.
         ConfigError: It is broken.
     """
+    if name == TINY:
+        return LocalIndex.in_memory(tiny_documents())
     return LocalIndex(corpus_folder(name))
 
 
@@ -282,13 +285,16 @@ def choose_engine(name: str) -> str:
     return name
 
 
-def build_index(documents: Iterable[Document], folder: Path, engine: str = "auto") -> int:
+def build_index(
+    documents: Iterable[Document], folder: Path, engine: str = "auto", files: Mapping[str, str] | None = None
+) -> int:
     """Build an index, which appears whole or not at all; one that is there is replaced.
 
     Args:
         documents: In the order that decides between equally good ones; passages of a page follow each other.
         folder: Where.
         engine: ``tantivy``, ``fts5``, or ``auto`` (see `choose_engine`).
+        files: Text of further files by name.
 
     Returns:
         Number of documents.
@@ -307,7 +313,7 @@ def build_index(documents: Iterable[Document], folder: Path, engine: str = "auto
                 shutil.rmtree(left, ignore_errors=True)
             building.mkdir()
             try:
-                count = _build(documents, building, engine)
+                count = _build(documents, building, engine, files or {})
                 if folder.exists():
                     folder.rename(old)
                 building.rename(folder)
@@ -319,7 +325,7 @@ def build_index(documents: Iterable[Document], folder: Path, engine: str = "auto
     return count
 
 
-def _build(documents: Iterable[Document], folder: Path, engine: str) -> int:
+def _build(documents: Iterable[Document], folder: Path, engine: str, files: Mapping[str, str]) -> int:
     with contextlib.closing(sqlite3.connect(folder / "documents.sqlite")) as database:
         count = _store(database, documents)
         if not count:
@@ -329,6 +335,8 @@ def _build(documents: Iterable[Document], folder: Path, engine: str) -> int:
         else:
             _Tantivy.build(folder / "tantivy", database.execute("SELECT id, title, text FROM documents ORDER BY id"))
         database.commit()
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     about = {"format": _FORMAT, "engine": engine, "documents": count}
     (folder / "index.json").write_text(json.dumps(about))
     return count
