@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -31,8 +31,8 @@ lint: setup  ## ruff and mypy
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
 
-bench: setup  ## Every benchmark but bench-trl, bench-sandbox and bench-alfworld
-	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+bench: setup  ## Every benchmark but bench-trl, bench-sandbox, bench-alfworld and bench-search
+	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 
 bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
 	@.venv/bin/python benchmarks/trl_grpo.py
@@ -46,6 +46,11 @@ bench-alfworld: setup  ## ALFWorld steps beside the alfworld package
 	@[ -x .venv-alfworld/bin/python ] || .venv/bin/python -m venv .venv-alfworld
 	@.venv-alfworld/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/alfworld_peers.txt
 	@.venv/bin/python benchmarks/alfworld_steps.py
+
+bench-search: setup  ## Local search beside bm25s and rank_bm25
+	@[ -x .venv-peers/bin/python ] || .venv/bin/python -m venv .venv-peers
+	@.venv-peers/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/search_peers.txt
+	@.venv/bin/python benchmarks/search_speed.py
 
 lock: setup  ## Pin what is installed now
 	@.venv/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|uv)==' > requirements.lock

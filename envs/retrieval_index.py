@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -211,8 +212,9 @@ class LocalIndex:
             ).fetchall()
         if not rows:
             return None
-        title = os.path.commonprefix([title for title, _ in rows]).rstrip(" :,-") or rows[0][0]
-        return Document(title, url.partition("#")[0], "\n\n".join(text for _, text in rows))
+        titles = [title.split(": ") for title, _ in rows]
+        shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*titles))]  # noqa: B905
+        return Document(": ".join(shared) or rows[0][0], url.partition("#")[0], "\n\n".join(text for _, text in rows))
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:

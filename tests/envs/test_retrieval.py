@@ -91,7 +91,7 @@ def test_pages(index):
 
 
 def test_title_of_a_page_is_what_its_passages_share():
-    passages = [Document(f"Chad: {part}", f"a:chad#{part}", part) for part in ("Capital", "Rivers")]
+    passages = [Document(f"Chad: {part}", f"a:chad#{part}", part) for part in ("Capital", "Coast")]
     index = LocalIndex.in_memory([*passages, Document("Other", "a:other", "x")])
     assert index.page("a:chad").title == "Chad"
     index.close()
