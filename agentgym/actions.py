@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agentgym.errors import unknown
-from agentgym.rounds import read_round, write_round
+from agentgym.rounds import read_action, read_round, write_action, write_round
 from agentgym.tool_calls import CallError, canonical, parse_calls, write_calls
 
 
@@ -184,6 +184,36 @@ class Tools:
         return write_calls(parse_calls(action))
 
 
+class React:
+    """The action is tool calls or the answer, without the thought and without a report, if there is one."""
+
+    instructions = (
+        "You may think first. Then either make one tool call, or give the answer, which ends the task:\n"
+        '<tool_call>\n{"name": "name of the tool", "arguments": {"name of the argument": "value"}}\n</tool_call>\n'
+        "or\n<answer>the answer</answer>"
+    )
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the calls or the answer; the action is `agentgym.rounds.write_action`."""
+        try:
+            return Parsed(write_action(read_action(text)).encode(errors="replace").decode())
+        except CallError as error:
+            return Parsed(None, " ".join(str(error).split())[:250])
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write the calls or the answer of an action.
+
+        Raises:
+            ValueError: If it is neither.
+        """
+        text = write_action(read_action(action))
+        return _written(self, text, text)
+
+
 class Report:
     """The action is a report and one tool call or the answer, without the thought; `agentgym.rounds` reads them."""
 
@@ -263,6 +293,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "tool_call": ToolCall,
     "code": Code,
     "tools": Tools,
+    "react": React,
     "report": Report,
     "verbatim": Verbatim,
     "choice": Choice,

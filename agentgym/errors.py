@@ -22,6 +22,10 @@ class EnvError(AgentGymError):
     """The environment failed; never the agent's fault."""
 
 
+class JudgeError(EnvError):
+    """The judge of an answer cannot be reached, or gives no verdict; never the agent's fault."""
+
+
 class SandboxError(AgentGymError):
     """The sandbox failed; never the agent's fault."""
 

@@ -147,6 +147,14 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         codec="verbatim",
     ),
     EnvEntry(
+        "agentgym/DeepResearch-v0",
+        "agentgym.envs.deep_research:DeepResearchEnv",
+        "DeepResearch: questions answered over many rounds by searching, reading pages and running Python",
+        extra="corpus",
+        variants=({"corpus": "tiny"}, {"corpus": "tiny", "brief": True, "hops": 3, "results": 2, "judge": "f1"}),
+        codec="report",
+    ),
+    EnvEntry(
         "agentgym/DataScience-v0",
         "agentgym.envs.data_science:DataScienceEnv",
         "DataScience: write the Python that fits a scikit-learn classifier, scored by ROC-AUC in a sandbox",

@@ -84,7 +84,11 @@ def read_round(text: str) -> tuple[str, str | Call]:
     return report, action[0]
 
 
+def write_action(action: str | list[Call]) -> str:
+    """An answer, or calls, in tags; `read_action` reads them back."""
+    return f"<answer>{action}</answer>" if isinstance(action, str) else write_calls(action)
+
+
 def write_round(report: str, action: str | Call) -> str:
     """A reply with a report and an answer or a call; `read_round` reads it back."""
-    done = f"<answer>{action}</answer>" if isinstance(action, str) else write_calls([action])
-    return f"<report>\n{report}\n</report>\n{done}"
+    return f"<report>\n{report}\n</report>\n{write_action(action if isinstance(action, str) else [action])}"

@@ -72,6 +72,17 @@ def test_what_is_written_is_read(report, text, answer):
     assert read_action(written) == (text if answer else [action])
 
 
+def test_a_reply_without_a_report_is_read_by_react():
+    codec = make_codec("react")
+    assert codec.parse(f"<think>hm</think>{CALL}", ()).action == CALL
+    assert codec.parse("I think <answer> Oslo </answer>", ()).action == "<answer>Oslo</answer>"
+    assert codec.write(f"<report>a</report>\n{CALL}", ()) == CALL
+    assert "a tool call and an answer" in codec.parse(f"{CALL}<answer>Oslo</answer>", ()).error
+    assert "no tool call" in codec.parse("I do not know", ()).error
+    with pytest.raises(ValueError, match="no tool call"):
+        codec.write("Oslo", ())
+
+
 def test_the_codec_writes_no_half_reply():
     with pytest.raises(ValueError, match="would not be read"):
         make_codec("report").write(CALL, ())

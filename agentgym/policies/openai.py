@@ -58,7 +58,7 @@ class OpenAIPolicy:
         Raises:
             ConfigError: If the address is none, or holds a password, or OPENAI_API_KEY is missing.
         """
-        loopback = _check_address(url)
+        loopback = check_address(url)
         key = os.environ.get("OPENAI_API_KEY", "")
         if not key and not loopback:
             raise ConfigError(f"set OPENAI_API_KEY for {url} (any text, if that server wants no key)")
@@ -167,7 +167,7 @@ def _text(message: Any) -> str:
     return "\n".join(parts)
 
 
-def _check_address(url: str) -> bool:
+def check_address(url: str) -> bool:
     """Whether the address is on this machine.
 
     Raises:
