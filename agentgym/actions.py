@@ -218,11 +218,10 @@ class Report:
     """The action is a report and one tool call or the answer, without the thought; `agentgym.rounds` reads them."""
 
     instructions = (
-        "You may think first. Then write one report between tags, and behind it either one tool call or the answer:\n"
-        "<report>\nall that is known and where it is from, what failed, what comes next\n</report>\n"
-        '<tool_call>\n{"name": "name of the tool", "arguments": {"name of the argument": "value"}}\n</tool_call>\n'
-        "or\n<answer>the answer</answer>\n"
-        "Of all that came before, the next round sees your report, your call and its response, and nothing else."
+        "You may think first. Then reply with <report>all that is known and from where, what failed, what comes next"
+        '</report> and one <tool_call>{"name": "the tool", "arguments": {"its argument": "value"}}</tool_call>, or '
+        "with <report>...</report> and <answer>...</answer>. The next round sees your report, your call and its "
+        "response only."
     )
 
     def show(self, observation: str, admissible: Sequence[str]) -> str:

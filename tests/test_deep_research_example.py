@@ -34,7 +34,7 @@ def test_the_example_compares_the_two(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"(?m)^react +success \d+\.\d% \[.*\]  4\.0 rounds", done.stdout), done.stdout
     assert re.search(r"(?m)^workspace +success \d+\.\d% \[.*\]  4\.0 rounds", done.stdout), done.stdout
-    react = [r for r in asked if "Of all that came before" not in r["messages"][0]["content"]]
+    react = [r for r in asked if "The next round sees your report" not in r["messages"][0]["content"]]
     workspace = [r for r in asked if r not in react]
     assert (len(react), len(workspace)) == (8, 8)
     assert sorted({len(r["messages"]) for r in react}) == [2, 4, 6, 8]
