@@ -116,7 +116,8 @@ def tiny() -> Facts:
             name = row["country"]
             values: dict[str, tuple[str, ...]] = {key: (row[key],) for key in ATTRIBUTES if row.get(key)}
             countries[name] = Country((name,), values, row["border"] or None)
-            starts += [Start(kind, row[kind], name) for kind in ("airport", "city") if row[kind]]
+            for kind, column in (("airport", "airports"), ("city", "cities")):
+                starts += [Start(kind, start, name) for start in row[column].split()]
     return Facts(countries, tuple(starts))
 
 

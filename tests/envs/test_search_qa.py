@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ import pytest
 from agentgym.envs import search_packages
 from agentgym.envs.answers import BAD_FORMAT, exact_match, f1, first_answer, keeps_format, outcome
 from agentgym.envs.retrieval import Document, SearchError
+from agentgym.envs.retrieval_index import LocalIndex
 from agentgym.envs.search_corpus import build_world
 from agentgym.envs.search_datasets import read_questions
 from agentgym.envs.search_facts import FACTS, Facts, load, tiny, tiny_documents
@@ -182,12 +184,23 @@ def test_what_is_written_is_read(think):
 def test_tiny_is_whole():
     facts, documents = tiny(), list(tiny_documents())
     assert len(facts.countries) > 150
+    assert len(facts.starts) > 2000
     assert all(start.country in facts.countries for start in facts.starts)
     assert all(c.border is None or c.border in facts.countries for c in facts.countries.values())
     assert len({(s.kind, s.name) for s in facts.starts}) == len(facts.starts)
     assert len({d.url for d in documents}) == len(documents)
     assert Document("Chad", "tiny:Chad#capital", "The capital of Chad is N'Djamena.") in documents
     assert Document("NDJ", "tiny:NDJ#airport", "The airport NDJ is in Chad.") in documents
+
+
+def test_the_right_passage_of_tiny_comes_first():
+    index = LocalIndex.in_memory(tiny_documents())
+    for question in Generator(tiny()).every("test", 3):
+        known = [step.thought for step in question.plan[1:]] + [question.conclusion]
+        for step, thought in zip(question.plan, known, strict=True):
+            fact = re.sub(r"^It is (with )?|\. I look.*$|\.$", "", thought)
+            assert fact in index.search(step.query, 1)[0].text
+    index.close()
 
 
 def test_facts_are_read_back(tmp_path):
