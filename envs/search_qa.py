@@ -11,11 +11,9 @@ import gymnasium as gym
 import numpy as np
 from agentgym.envs.answers import BAD_FORMAT, COUNTED, exact_match, f1, first_answer, keeps_format
 from agentgym.envs.retrieval import Document, Retriever, open_retriever
-from agentgym.envs.retrieval_index import corpus_folder
 from agentgym.envs.search_datasets import by_split
-from agentgym.envs.search_facts import FACTS, TINY, load, tiny
 from agentgym.envs.search_format import Malformed, read_reply, write_answer, write_search
-from agentgym.envs.search_questions import HOPS, SPLITS, Generator, Question
+from agentgym.envs.search_questions import HOPS, SPLITS, Generator, Question, generator_of
 from gymnasium.error import ResetNeeded
 
 from agentgym.errors import ConfigError, unknown
@@ -137,7 +135,7 @@ class SearchQAEnv(gym.Env[str, str]):
             self._generator: Generator | None = None
             self._read: dict[str, dict[int | None, list[Question]]] = {}
             if questions is None:
-                self._generator = Generator(tiny() if corpus == TINY else load(corpus_folder(corpus) / FACTS))
+                self._generator = generator_of(corpus)
             else:
                 self._read = by_split(questions)
             self._check_questions(split, hops)

@@ -12,9 +12,11 @@ import itertools
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-from agentgym.envs.search_facts import ATTRIBUTES, Facts, Start
+from agentgym.envs.retrieval_index import corpus_folder
+from agentgym.envs.search_facts import ATTRIBUTES, FACTS, TINY, Facts, Start, load, tiny
 
 from agentgym.errors import ConfigError
 
@@ -177,6 +179,22 @@ class Generator:
             known = f"It is {answers[0]}."
         name = "/".join((start.kind, start.name, *chain[1:], key))
         return Question(name, text, _with_plain(answers), len(plan), tuple(plan), known)
+
+
+def generator_of(corpus: str) -> Generator:
+    """The questions of a local corpus, shared by all environments of a process.
+
+    Raises:
+        MissingDependency: Its index was not built.
+        ConfigError: It has no facts, or they are broken.
+    """
+    path = None if corpus == TINY else corpus_folder(corpus) / FACTS
+    return _shared(path, path.stat().st_mtime_ns if path and path.is_file() else 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _shared(path: Path | None, changed: int) -> Generator:
+    return Generator(load(path) if path else tiny())
 
 
 @functools.lru_cache(maxsize=4096)
