@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+from pathlib import Path
 
 import helpers_search
 import numpy as np
@@ -19,8 +20,8 @@ from helpers_policies import tiny_policy
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from agentgym import cli
-from agentgym.config import dump, overlay
+from agentgym import cli, store
+from agentgym.config import dump, load, overlay
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
 from agentgym.learner import checkpoint
@@ -592,3 +593,22 @@ def test_without_gains_no_gold_answer_is_needed(warm, tmp_path):
     values = {"env": {"id": "test/Lookup-v0", "kwargs": {"answers": False}}, "steps": 1}
     results = igpo.main(config(warm, preset="outcome", **values), tmp_path / "run")
     assert set(results) == {"before", "after"}
+
+
+# ---- the examples ---------------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "configs"
+
+
+def test_the_examples_run_when_made_small(tmp_path):
+    small = {"model": {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 600, "threads": 1}}
+    few = {"demonstrations": 48, "epochs": 1, "eval": {"final_episodes": 2}}
+    values = overlay(load(str(EXAMPLES / "search_sft.yaml")), {**small, **few})
+    sft.main(sft.make_config(values), tmp_path / "sft")
+    few = {"steps": 1, "groups": 2, "group_size": 2, "eval": {"final_episodes": 2}}
+    model = {"path": str(tmp_path / "sft" / "final"), "threads": 1}
+    values = overlay(load(str(EXAMPLES / "igpo.yaml")), {"model": model, **few})
+    igpo.main(igpo.make_config(values), tmp_path / "igpo")
+    played = store.read(tmp_path / "igpo" / "trajectories" / "step_00001.jsonl")
+    assert len(played) == 4
+    assert all(u.probe is not None and u.probe < 0 for t in played for u in t.turns)
