@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from helpers_policies import tiny_policy
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from agentgym import cli
-from agentgym.config import dump, overlay
+from agentgym import cli, store
+from agentgym.config import dump, load, overlay
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
 from agentgym.learner import checkpoint
@@ -492,3 +493,27 @@ def test_a_run_that_is_killed_in_the_middle_goes_on_bit_by_bit(warm, straight, t
     assert os.WIFSIGNALED(status)
     iterresearch.main(config(warm), out, resume=True)
     assert_same_run(straight, out)
+
+
+# ---- the examples ---------------------------------------------------------------------------------------------
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples" / "configs"
+
+
+def test_the_examples_run_when_made_small(tmp_path):
+    small = {"model": {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 600, "threads": 1}}
+    few = {"demonstrations": 48, "epochs": 1, "eval": {"final_episodes": 2}}
+    values = overlay(load(str(EXAMPLES / "iterresearch_sft.yaml")), {**small, **few})
+    sft.main(sft.make_config(values), tmp_path / "sft")
+    demonstrated = store.read(tmp_path / "sft" / "trajectories" / "demonstrations.jsonl")
+    assert all(t.success and len(t.segments) == len(t.turns) > 1 for t in demonstrated)
+
+    few = {"steps": 1, "groups": 2, "group_size": 2, "eval": {"final_episodes": 2}}
+    model = {"path": str(tmp_path / "sft" / "final"), "threads": 1}
+    values = overlay(load(str(EXAMPLES / "iterresearch.yaml")), {"model": model, **few})
+    iterresearch.main(iterresearch.make_config(values), tmp_path / "eapo")
+    played = store.read(tmp_path / "eapo" / "trajectories" / "step_00001.jsonl")
+    assert len(played) == 4
+    [row] = [row for row in rows(tmp_path / "eapo") if "eapo/rounds" in row]
+    assert row["eapo/rounds"] == sum(len(t.turns) for t in played)
+    assert row["eapo/format_failures"] == sum(t.status is Status.PARSE_LIMIT for t in played)
