@@ -7,6 +7,7 @@ token may attend to is said by the ``layout`` passed to its forward. `Packed` (h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from agentgym.errors import ConfigError
 
 NAME = "agentgym"
+_TOGETHER = 256
+"""Most tokens of short rows that one call computes: a call costs more than the part of the square it need not fill."""
 _UNSUPPORTED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
@@ -68,6 +71,16 @@ AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
 
 
 @dataclass
+class _Unit:
+    """Neighbouring rows of the given sizes, tokens ``start`` to ``stop``, that continue the units ``past``."""
+
+    start: int
+    stop: int
+    past: list[int]
+    sizes: list[int]
+
+
+@dataclass
 class Packed:
     """Rows laid end to end, each attending causally to itself and to the rows it continues.
 
@@ -86,19 +99,19 @@ class Packed:
         """Attend row by row; on a GPU in half precision and without parents in one variable-length kernel."""
         if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and max(self.parents) < 0:
             return self._varlen(query, key, value, scale)
+        units = self._units
+        sizes = [unit.stop - unit.start for unit in units]
+        # split, not slices: the gradient of every slice would be as long as all rows together
+        queries, keys, values = (x.split(sizes, 1) for x in (query, key, value))
         out = []
-        for i, parent in enumerate(self.parents):
-            a, b = self.cu[i], self.cu[i + 1]
-            k, v = key[:, a:b], value[:, a:b]
+        for i, unit in enumerate(units):
+            k, v = keys[i], values[i]
             mask = None
-            if parent >= 0:
-                spans = self._ancestors(parent)
-                k = torch.cat([*(key[:, s:e] for s, e in spans), k], 1)
-                v = torch.cat([*(value[:, s:e] for s, e in spans), v], 1)
-                past = k.shape[1] - (b - a)
-                mask = torch.ones(b - a, k.shape[1], dtype=torch.bool, device=k.device).tril(past)
+            if unit.past:
+                k, v = (torch.cat([*(x[p] for p in unit.past), x[i]], 1) for x in (keys, values))
+                mask = self._mask(unit, k.shape[1] - sizes[i], k.device)
             o = F.scaled_dot_product_attention(
-                query[None, :, a:b],
+                queries[i][None],
                 k[None],
                 v[None],
                 attn_mask=mask,
@@ -109,12 +122,39 @@ class Packed:
             out.append(o[0])
         return torch.cat(out, 1).transpose(0, 1)
 
-    def _ancestors(self, row: int) -> list[tuple[int, int]]:
-        spans = []
-        while row >= 0:
-            spans.append((self.cu[row], self.cu[row + 1]))
-            row = self.parents[row]
-        return spans[::-1]
+    @functools.cached_property
+    def _units(self) -> list[_Unit]:
+        """What one attention call computes: a row, or short neighbours that continue the same row and end there."""
+        inner = set(self.parents)
+        units: list[_Unit] = []
+        of_row: list[int] = []
+        for i, parent in enumerate(self.parents):
+            start, stop = self.cu[i], self.cu[i + 1]
+            last = units[-1] if units else None
+            if (
+                last is not None
+                and parent >= 0
+                and i not in inner
+                and i - 1 not in inner
+                and self.parents[i - 1] == parent
+                and stop - last.start <= _TOGETHER
+            ):
+                last.stop = stop
+                last.sizes.append(stop - start)
+            else:
+                past = [*units[of_row[parent]].past, of_row[parent]] if parent >= 0 else []
+                units.append(_Unit(start, stop, past, [stop - start]))
+            of_row.append(len(units) - 1)
+        return units
+
+    def _mask(self, unit: _Unit, past: int, device: torch.device) -> torch.Tensor:
+        """Who attends to whom in a unit ``[t, past + t]``: all to the past, each row causally to itself."""
+        size = unit.stop - unit.start
+        mask = torch.ones(size, past + size, dtype=torch.bool, device=device).tril(past)
+        if len(unit.sizes) > 1:
+            row = torch.repeat_interleave(torch.tensor(unit.sizes, device=device))
+            mask[:, past:] &= row[:, None] == row
+        return mask
 
     def _varlen(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         from torch.nn.attention.varlen import varlen_attn

@@ -7,7 +7,8 @@ action sets, 2405.15821).
     s(a) = Σ_j log π(w_j | o, w_<j) / words(a),      P(a | o) = softmax_a s(a)
 
 The closing token of the reply counts as a token of the action, since the row holds it; so no action is a prefix of
-another.
+another. What was scored once is not scored again until the weights change: a small environment shows the same few
+states over and over.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from agentgym.policies.hf import HFPolicy
 from agentgym.types import Candidate
 
 Normalise = Literal["words", "none"]
+_KEPT = 4096
+"""Prompts whose scores are kept."""
 
 
 def scores(logps: Sequence[float], words: Sequence[int], normalise: Normalise) -> np.ndarray:
@@ -74,6 +77,7 @@ class RestrictedPolicy:
         self.inner, self.normalise, self.name = inner, normalise, inner.name
         self.renderer, self.context_limit, self.version = inner.renderer, inner.context_limit, inner.version
         self.env_options: dict[str, Any] = {}
+        self._scored: dict[tuple[tuple[int, ...], ...], list[list[float]]] = {}
 
     def open(self) -> RestrictedSession:
         """Open a place for episodes."""
@@ -87,11 +91,13 @@ class RestrictedPolicy:
         """Take new weights."""
         self.inner.load_weights(state, version)
         self.version = version
+        self._scored.clear()
 
     def weights_changed(self, version: int) -> None:
         """The model's weights were changed in place."""
         self.inner.weights_changed(version)
         self.version = version
+        self._scored.clear()
 
     def choose(self, request: Request) -> Generation:
         """Score the admissible actions and draw one.
@@ -105,17 +111,22 @@ class RestrictedPolicy:
         longest = len(request.ids) + max(map(len, ids))
         if self.context_limit is not None and longest > self.context_limit:
             raise ContextFull(f"{longest} tokens of prompt and action exceed the model's {self.context_limit}")
-        try:
-            logps = self._logps(request.ids, ids)
-        except Exception as error:
-            raise EngineError(f"scoring failed: {error!r}") from error
+        key = (tuple(request.ids), *map(tuple, ids))
+        if key not in self._scored:
+            if len(self._scored) == _KEPT:
+                self._scored.clear()
+            try:
+                self._scored[key] = self._logps(request.ids, ids)
+            except Exception as error:
+                raise EngineError(f"scoring failed: {error!r}") from error
+        logps = self._scored[key]
         found = [
             Candidate(tokens, words_of(action), float(sum(logp)))
             for action, tokens, logp in zip(actions, ids, logps, strict=True)
         ]
         score = scores([c.logp for c in found], [c.words for c in found], self.normalise)
         k = int(request.rng.choice(len(found), p=choice_probabilities(score, request.temperature)))
-        return Generation(ids[k], logps[k], self.version, "stop", candidates=found)
+        return Generation(ids[k], list(logps[k]), self.version, "stop", candidates=found)
 
     @torch.inference_mode()
     def _logps(self, prompt: list[int], candidates: Sequence[list[int]]) -> list[list[float]]:

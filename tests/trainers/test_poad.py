@@ -22,6 +22,7 @@ from agentgym.learner.choices import choice_logprobs, pack_choices
 from agentgym.learner.critic import Critic
 from agentgym.learner.learner import Learner
 from agentgym.learner.losses import clipped_surrogate, clipped_value_loss, kl_k3
+from agentgym.policies.base import Request
 from agentgym.policies.restricted import RestrictedPolicy, choice_probabilities, scores, words_of
 from agentgym.rollout import Rollout, RolloutConfig, group_tasks
 from agentgym.run import Run
@@ -233,6 +234,32 @@ def test_the_choice_follows_its_probabilities():
     assert np.abs(seen / 400 - p).max() < 4 * math.sqrt(0.25 / 400)
 
 
+def test_a_prompt_is_scored_once_until_the_weights_change(monkeypatch):
+    policy, scored = RestrictedPolicy(tiny_policy(3)), []
+    score = policy._logps
+    monkeypatch.setattr(policy, "_logps", lambda prompt, ids: scored.append(len(prompt)) or score(prompt, ids))
+
+    def choose(actions=("go", "go on"), prompt=(5, 6, 7)):
+        info = {"admissible_commands": list(actions)}
+        rng = np.random.default_rng(0)
+        return policy.choose(Request(list(prompt), 12, rng, info=info, encode_action=lambda a: [8, len(a)]))
+
+    first = choose()
+    first.logps.append(0.0)
+    assert choose().candidates == first.candidates and len(scored) == 1
+    assert choose().logps == first.logps[:-1]
+    choose(("go", "stop"))
+    choose(prompt=(5, 6))
+    assert len(scored) == 3
+    with torch.no_grad():
+        policy.inner.model.lm_head.weight.mul_(2)
+    policy.weights_changed(1)
+    assert choose().candidates != first.candidates and len(scored) == 4
+    policy.load_weights(policy.inner.model.state_dict(), 2)
+    choose()
+    assert len(scored) == 5
+
+
 def make(played, method, **algo):
     trajectories, model = copy.deepcopy(played[0]), played[1]
     cfg = poad.make_config(
@@ -438,7 +465,7 @@ def test_it_improves_success(warm, tmp_path):
         algo={"kl_skip": None},
         steps=25,
         episodes=32,
-        optim={"lr": 5e-3},
+        optim={"lr": 2e-3},
         critic={"lr": 1e-2},
         eval={"final_episodes": 64},
         save_every=25,
