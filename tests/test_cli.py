@@ -193,7 +193,10 @@ MISTAKES = {
     "an option that is not there": (["envs", "--jsno"], "--jsno"),
     "no algorithm": (["train"], "ALGO"),
     "a misspelt algorithm": (["train", "gppo"], "unknown algorithm 'gppo': did you mean"),
-    "an unknown algorithm": (["train", "dqn"], "algorithm 'dqn': choose from: epo, gigpo, grpo, igpo, iterresearch, poad, ppo, sft"),
+    "an unknown algorithm": (
+        ["train", "dqn"],
+        "algorithm 'dqn': choose from: epo, gigpo, grpo, igpo, iterresearch, poad, ppo, sft",
+    ),
     "no --out": (["train", "sft"], "--out DIR is missing"),
     "an unknown option of train": (["train", "sft", "--outt", "x"], "--outt"),
     "an unknown key": ([*TRAIN, "--set", "optim.lrr=1"], "optim.lrr"),

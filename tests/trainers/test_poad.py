@@ -246,7 +246,8 @@ def test_a_prompt_is_scored_once_until_the_weights_change(monkeypatch):
 
     first = choose()
     first.logps.append(0.0)
-    assert choose().candidates == first.candidates and len(scored) == 1
+    assert choose().candidates == first.candidates
+    assert len(scored) == 1
     assert choose().logps == first.logps[:-1]
     choose(("go", "stop"))
     choose(prompt=(5, 6))
@@ -254,7 +255,8 @@ def test_a_prompt_is_scored_once_until_the_weights_change(monkeypatch):
     with torch.no_grad():
         policy.inner.model.lm_head.weight.mul_(2)
     policy.weights_changed(1)
-    assert choose().candidates != first.candidates and len(scored) == 4
+    assert choose().candidates != first.candidates
+    assert len(scored) == 4
     policy.load_weights(policy.inner.model.state_dict(), 2)
     choose()
     assert len(scored) == 5
