@@ -31,6 +31,12 @@ lint: setup  ## ruff and mypy
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
 
+learning-poad: setup  ## POAD beside NTPO and TWOSOME over 5 seeds; table and picture of docs/learning.md
+	@.venv/bin/python benchmarks/learning/poad.py
+
+learning-epo: setup  ## EPO beside its base and an entropy bonus, over GRPO and PPO, over 5 seeds
+	@.venv/bin/python benchmarks/learning/epo.py
+
 bench: setup  ## Every benchmark but bench-trl, bench-sandbox, bench-alfworld and bench-search
 	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import helpers_envs  # noqa: F401
 import numpy as np
@@ -14,7 +15,7 @@ from helpers_by_hand import gae_by_hand, head_by_hand
 from helpers_policies import tiny_policy
 from transformers import LlamaForCausalLM
 
-from agentgym.config import overlay
+from agentgym.config import load, overlay
 from agentgym.credit import gae
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
@@ -512,3 +513,14 @@ def test_ppo_with_poads_discounts_is_poad(played):
 
     theirs = turn_gae(rewards, values, [3], algo.gamma, algo.lam, algo.gamma_token, algo.lam_token)[0]
     close(theirs, poad.token_advantages(poad.Algo(gamma=0.9), rewards, values, [3])[0])
+
+
+def test_the_examples_run_when_made_small(tmp_path):
+    examples = Path(__file__).parents[2] / "examples" / "configs"
+    small = {"model": {"hidden": 32, "layers": 1, "threads": 1}, "rollout": {"max_turns": 4}}
+    few = {"demonstrations": 4, "epochs": 1, "eval": {"final_episodes": 2}}
+    sft.main(sft.make_config(overlay(overlay(load(examples / "overcooked_sft.yaml"), small), few)), tmp_path / "sft")
+    few = {"steps": 1, "episodes": 2, "eval": {"final_episodes": 2}, "rollout": {"max_turns": 4}}
+    model = {"path": str(tmp_path / "sft" / "final"), "threads": 1}
+    values = overlay(load(examples / "poad.yaml"), {"model": model, **few})
+    assert set(poad.main(poad.make_config(values), tmp_path / "poad")) == {"before", "after"}
