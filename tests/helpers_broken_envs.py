@@ -128,7 +128,7 @@ class DriftingSeeds(Good):
 
 class Moody(Good):
     def text(self, answer):
-        return super().text(answer) + ("!" * int(np.random.default_rng().integers(50)) if self.count == 4 else "")
+        return super().text(answer) + (f" {np.random.default_rng().integers(10**12)}" if self.count == 4 else "")
 
 
 class Counts(Good):

@@ -44,14 +44,17 @@ class Terminal:
         start, self.read = self.read, self.seen.index(text, self.read) + len(text)
         return self.seen[start : self.read]
 
-    def type(self, text):
-        """Type once the program waits for it: CPython loses a Ctrl-C between the prompt and its wait for a key."""
+    def ready(self):
+        """Wait until the program waits for a key: CPython loses a signal between the prompt and its wait."""
         quiet, deadline = 0, time.monotonic() + 60
         while quiet < 5:
             assert time.monotonic() < deadline, "the program never waited for a key"
             state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
             quiet = quiet + 1 if state == "S" else 0
             time.sleep(0.02)
+
+    def type(self, text):
+        self.ready()
         os.write(self.fd, text.encode())
 
     def end(self):
@@ -120,6 +123,7 @@ def test_ways_out(play, how, said, code):
 def test_a_terminated_program_says_so(play):
     terminal = play(GOOD)
     terminal.until("> ")
+    terminal.ready()
     os.kill(terminal.pid, signal.SIGTERM)
     terminal.until("Interrupted: return 0 after 0 steps")
     assert terminal.end() == 130

@@ -335,9 +335,10 @@ def test_one_jvm_and_no_process_left():
 
 def thread_states(pid):
     states = set()
-    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-        with contextlib.suppress(OSError):  # a thread that ended meanwhile
-            states.add(stat.read_text().rsplit(")", 1)[1].split()[0])
+    with contextlib.suppress(FileNotFoundError):  # all of it ended meanwhile
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                states.add(stat.read_text().rsplit(")", 1)[1].split()[0])
     return states
 
 
