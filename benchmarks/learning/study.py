@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +38,13 @@ def arguments(description: str | None, name: str) -> argparse.Namespace:
 def run_all(names: Sequence[str], args: argparse.Namespace) -> None:
     """Start this script once for each run, ``jobs`` at a time; what is finished already is not done again.
 
+    Runs end with this process, whether it is interrupted or terminated.
+
     Raises:
         SystemExit: If a run failed; its ``log.txt`` says why.
     """
     started: list[subprocess.Popen[bytes]] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def one(name: str) -> str | None:
         folder = args.out / name
