@@ -14,15 +14,14 @@ tried again, then dropped and counted (``rollout/error/env_error``). It is never
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from agentgym.answers import exact_match, f1
 from agentgym.errors import ConfigError, JudgeError, missing, unknown
 
-_answers = importlib.import_module("agentgym.envs.answers")
 _TRIES = 3
 _MOST_CHARACTERS = 8000
 _PROMPT = """\
@@ -62,19 +61,19 @@ class Judge(Protocol):
 
 
 class ExactJudge:
-    """`agentgym.envs.answers.exact_match`."""
+    """`agentgym.answers.exact_match`."""
 
     def score(self, question: str, golds: Sequence[str], answer: str) -> float:
         """1 or 0."""
-        return float(_answers.exact_match(answer, golds))
+        return float(exact_match(answer, golds))
 
 
 class F1Judge:
-    """`agentgym.envs.answers.f1`; a word counts as often as it comes."""
+    """`agentgym.answers.f1`; a word counts as often as it comes."""
 
     def score(self, question: str, golds: Sequence[str], answer: str) -> float:
         """0 to 1."""
-        return float(_answers.f1(answer, golds, "multiset"))
+        return f1(answer, golds, "multiset")
 
 
 class ModelJudge:

@@ -7,15 +7,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from agentgym.envs.answers import exact_match, f1
 from agentgym.envs.retrieval import Document
-from agentgym.envs.search_qa import SearchQAEnv
+from agentgym.envs.search_qa import MOST_QUERIES, SearchQAEnv
 from agentgym.sandboxes import choose, open_sandbox
 from agentgym.sandboxes.base import Limits, Sandbox
 from agentgym.sandboxes.tools import Toolbox, schema
 from agentgym.sandboxes.tools import python as python_tool
 from gymnasium.error import ResetNeeded
 
+from agentgym.answers import exact_match, f1
 from agentgym.errors import ConfigError, SandboxError
 from agentgym.judge import make_judge
 from agentgym.rounds import read_action, write_round
@@ -23,8 +23,6 @@ from agentgym.tool_calls import Call, CallError
 from agentgym.types import ToolUse
 
 MOST_ROUNDS = 2048
-MOST_QUERIES = 3
-"""Queries of a search that are looked up; the others are dropped."""
 
 
 def _function(name: str, description: str, key: str, parameter: dict[str, Any]) -> dict[str, Any]:

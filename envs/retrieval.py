@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from agentgym.errors import ConfigError, EnvError, unknown
 
@@ -30,6 +31,20 @@ class Document:
     title: str
     url: str
     text: str
+
+
+def read_passage(row: Mapping[str, Any]) -> Document:
+    """Read a passage with ``title``, ``text`` and ``url``, or with ``contents``: a line with the title, then the text.
+
+    Raises:
+        LookupError: If it has neither text.
+        AttributeError: If it is no object, or its contents are no text.
+    """
+    title, text = row.get("title"), row.get("text")
+    if text is None:
+        first, _, text = row["contents"].partition("\n")
+        title = title or first.strip().strip('"')
+    return Document(str(title or ""), str(row.get("url") or ""), str(text))
 
 
 class SearchError(EnvError):

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from agentgym.envs.retrieval import Document, SearchError, SearchTimeout
+from agentgym.envs.retrieval import Document, SearchError, SearchTimeout, read_passage
 
 from agentgym.errors import ConfigError
 
@@ -82,12 +82,7 @@ class SerperRetriever:
 
 
 def _passage(item: dict[str, Any]) -> Document:
-    found = item.get("document", item)
-    title, text = found.get("title"), found.get("text")
-    if text is None:
-        first, _, text = found["contents"].partition("\n")
-        title = title or first.strip().strip('"')
-    return Document(str(title or ""), str(found.get("url") or ""), str(text))
+    return read_passage(item.get("document", item))
 
 
 def _organic(item: dict[str, Any]) -> Document:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentgym.envs.retrieval import Document
+from agentgym.envs.retrieval import Document, read_passage
 from agentgym.envs.retrieval_index import ENGINES, LocalIndex, build_index, corpus_folder
 from agentgym.envs.search_facts import FACTS, TINY
 from agentgym.envs.search_packages import Packages
@@ -51,11 +51,7 @@ def read_passages(path: Path) -> Iterator[Document]:
             for number, line in enumerate(file, start=1):  # noqa: B007
                 if line.strip():
                     row = json.loads(line)
-                    title, text = row.get("title"), row.get("text")
-                    if text is None:
-                        first, _, text = row["contents"].partition("\n")
-                        title = title or first.strip().strip('"')
-                    yield Document(str(title or ""), str(row.get("url") or row.get("id") or ""), str(text))
+                    yield read_passage(row | {"url": row.get("url") or row.get("id")})
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     except (ValueError, LookupError, AttributeError) as error:

@@ -6,8 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from agentgym.envs.answers import first_answer
-
+from agentgym.answers import first_answer
 from agentgym.tool_calls import CallError, parse_calls, tagged
 
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)

@@ -9,13 +9,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from agentgym.envs.answers import BAD_FORMAT, COUNTED, exact_match, f1, first_answer, keeps_format
 from agentgym.envs.retrieval import Document, Retriever, open_retriever
 from agentgym.envs.search_datasets import by_split
 from agentgym.envs.search_format import Malformed, read_reply, write_answer, write_search
 from agentgym.envs.search_questions import HOPS, SPLITS, Generator, Question, generator_of
 from gymnasium.error import ResetNeeded
 
+from agentgym.answers import BAD_FORMAT, COUNTED, exact_match, f1, first_answer, outcome
 from agentgym.errors import ConfigError, unknown
 from agentgym.spaces import UnicodeText
 from agentgym.types import ToolUse
@@ -57,7 +57,7 @@ _THOUGHT = "<think>\nyour thoughts\n</think>\n"
 class SearchQAEnv(gym.Env[str, str]):
     """A question, the tool ``web_search``, and one answer; actions are the whole replies of a model.
 
-    The reward comes with the end: the F1 of the words of the answer, or `agentgym.envs.answers.BAD_FORMAT` where the
+    The reward comes with the end: the F1 of the words of the answer, or `agentgym.answers.BAD_FORMAT` where the
     format is not kept or no answer was given. ``terminated`` with an answer or a reply of no shape, ``truncated`` after
     ``max_steps`` replies. ``info`` holds ``answers`` (what is right, the best first; for scoring, never for the
     model), ``question``, ``question_id``, ``hops``, ``searches``, ``score`` (F1, 0 where the format is not kept),
@@ -257,7 +257,8 @@ class SearchQAEnv(gym.Env[str, str]):
         said, golds = "\n".join(self._said), self._question.answers
         answer = first_answer(said)
         em, words = bool(answer) and exact_match(answer, golds), f1(answer, golds, self.counted)
-        kept = not malformed and keeps_format(said)
+        reward = BAD_FORMAT if malformed else outcome(said, golds, self.counted)
+        kept = reward >= 0
         self._result = {
             "score": words if kept else 0.0,
             "success": em and kept,
@@ -265,7 +266,7 @@ class SearchQAEnv(gym.Env[str, str]):
             "em": em,
             "format_ok": kept,
         }
-        return words if kept else BAD_FORMAT
+        return reward
 
     def _follow(self, action: str) -> None:
         """Bring the expert's plan up to date with what was done."""

@@ -13,7 +13,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from agentgym.envs import search_packages
-from agentgym.envs.answers import BAD_FORMAT, exact_match, f1, first_answer, keeps_format, outcome
 from agentgym.envs.retrieval import Document, SearchError
 from agentgym.envs.retrieval_index import LocalIndex
 from agentgym.envs.search_corpus import build_world
@@ -25,6 +24,7 @@ from agentgym.envs.search_questions import HOPS, SPLITS, Generator, split_of
 from gymnasium.error import ResetNeeded
 
 from agentgym.actions import make_codec
+from agentgym.answers import BAD_FORMAT, exact_match, f1, first_answer, keeps_format, outcome
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError, MissingDependency
 from agentgym.evaluate import evaluate

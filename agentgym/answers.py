@@ -75,13 +75,12 @@ def first_answer(text: str) -> str:
     return found[1].strip() if found else ""
 
 
-def outcome(text: str, golds: Sequence[str], counted: str = "set", penalty: float = BAD_FORMAT) -> float:
-    """The outcome reward: F1 of the first answer if the format is kept, else the penalty.
+def outcome(text: str, golds: Sequence[str], counted: str = "set") -> float:
+    """The outcome reward: F1 of the first answer if the format is kept, else `BAD_FORMAT`.
 
     Args:
         text: All that the agent wrote in the episode, without what tools said.
         golds: What would be right, at least one.
         counted: One of `COUNTED`.
-        penalty: Reward of a bad format.
     """
-    return f1(first_answer(text), golds, counted) if keeps_format(text) else penalty
+    return f1(first_answer(text), golds, counted) if keeps_format(text) else BAD_FORMAT
