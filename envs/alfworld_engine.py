@@ -17,6 +17,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentgym.envs import alfworld_cache
+from agentgym.envs.alfworld_cache import Translation
 from agentgym.envs.alfworld_text import GOAL, Binding, Entity, Facts, Grammar, Objects, Template
 
 from agentgym.errors import EnvError, missing
@@ -124,23 +126,38 @@ def _world(domain: str, grammar: str, problem: str) -> World:
     except ImportError as error:
         raise missing("textworld[pddl]", "alfworld") from error
     texts = _grammar(grammar)
-    task, sas = _translate(domain, problem)
-    above = {t.name: frozenset([t.name, *t.supertype_names]) for t in task.types}
-    types = {o.name: above[o.type_name] for o in task.objects}
+    game = _translation(domain, problem)
     facts: Facts = defaultdict(set)
-    for atom in task.init:
-        if hasattr(atom, "predicate") and atom.predicate != "=":
-            facts[atom.predicate].add(tuple(atom.args))
-    parameters = {a.name: [(p.name.strip("?"), p.type_name) for p in a.parameters] for a in task.actions}
-    changing = {effect.literal.predicate for action in task.actions for effect in action.effects}
+    for predicate, *arguments in game.facts:
+        facts[predicate].add(tuple(arguments))
+    parameters = {action: [(name, kind) for name, kind in rows] for action, rows in game.parameters.items()}
     for name in parameters:
         if name not in texts.actions:
             raise EnvError(f"the grammar of the game has no text for its action {name!r}")
-        if asked := texts.predicates(texts.actions[name].command) & changing:
+        if asked := texts.predicates(texts.actions[name].command) & set(game.changing):
             raise EnvError(f"the command of {name!r} depends on what changes: {', '.join(sorted(asked))}")
+    types = {name: frozenset(above) for name, above in game.types.items()}
     named = {identity for rows in facts.values() for row in rows for identity in row}
     objects = Objects(_names(named), types)
-    return World(sas, texts, objects, facts, parameters, {}, domain, zlib.compress(problem.encode(), 1))
+    return World(game.sas, texts, objects, facts, parameters, {}, domain, zlib.compress(problem.encode(), 1))
+
+
+def _translation(domain: str, problem: str) -> Translation:
+    path = alfworld_cache.place(domain, problem)
+    kept = alfworld_cache.read(path)
+    if kept is not None:
+        return kept
+    task, sas = _translate(domain, problem)
+    above = {t.name: [t.name, *t.supertype_names] for t in task.types}
+    made = Translation(
+        sas,
+        {o.name: above[o.type_name] for o in task.objects},
+        [[atom.predicate, *atom.args] for atom in task.init if getattr(atom, "predicate", "=") != "="],
+        {a.name: [[p.name.strip("?"), p.type_name] for p in a.parameters] for a in task.actions},
+        sorted({effect.literal.predicate for action in task.actions for effect in action.effects}),
+    )
+    alfworld_cache.write(path, made)
+    return made
 
 
 def _names(identities: set[str]) -> dict[str, Entity]:

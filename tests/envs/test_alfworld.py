@@ -598,7 +598,8 @@ def test_a_process_with_several_instances_ends_well():
     assert (done.returncode, done.stdout) == (0, "['mine', 'x'] You\n"), done.stderr
 
 
-def test_a_game_is_translated_once(monkeypatch):
+def test_a_game_is_translated_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("AGENTGYM_CACHE", str(tmp_path))
     alfworld_engine.forget()
     count = Counter()
     translate = alfworld_engine._translate
@@ -614,6 +615,16 @@ def test_a_game_is_translated_once(monkeypatch):
     made[0].step(made[0]._commands[0])
     assert made[0]._text != made[1]._text
     assert count["translations"] == 1
+    (kept,) = (tmp_path / "alfworld" / "translated").iterdir()
+    for broken in (kept.read_bytes()[:-9], b"", b'{"types": 3}\n' + kept.read_bytes().split(b"\n", 1)[1]):
+        kept.write_bytes(broken)
+        alfworld_engine.forget()
+        assert made[0].reset(seed=0)[0] == made[1].reset(seed=0)[0]
+    assert count["translations"] == 4
+    alfworld_engine.forget()
+    for command in ("look", *made[1]._commands[:3]):
+        assert len({env.reset(seed=0)[0] + env.step(command)[0] for env in made}) == 1
+    assert count["translations"] == 4
     for env in made:
         env.close()
 
