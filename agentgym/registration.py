@@ -120,6 +120,14 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         variants=({}, {"task": "tomato-lettuce-salad"}),
     ),
     EnvEntry(
+        "agentgym/WerewolfSeat-v0",
+        "agentgym.envs.werewolf_seat:WerewolfSeatEnv",
+        "Werewolf: one seat of the game of hidden roles, against scripted players; the role by the argument role",
+        extra="marl",
+        variants=({"winnable": True, "players": 4, "brief": True}, {"winnable": True}),
+        codec="verbatim",
+    ),
+    EnvEntry(
         "agentgym/PythonMath-v0",
         "agentgym.envs.python_math:PythonMathEnv",
         "PythonMath: problems that need computing, solved with a Python tool in a sandbox",
