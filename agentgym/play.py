@@ -34,16 +34,16 @@ def by_hand(env: gym.Env[str, str], seed: int, options: dict[str, Any]) -> int:
     total, count, over = 0.0, 0, ""
     try:
         observation, info = env.reset(seed=seed, options=dict(options))
-        _say(f"{instructions_of(env)}\n{_HELP}\n\n{observation}")
+        say(f"{instructions_of(env)}\n{_HELP}\n\n{observation}")
         while not over and (action := _ask(info)) is not None:
             observation, reward, terminated, truncated, info = env.step(action)
             total, count = total + float(reward), count + 1
-            _say(f"{observation}{_earned(float(reward), info)}")
+            say(f"{observation}{_earned(float(reward), info)}")
             over = "The episode is over" if terminated else "No more steps" if truncated else ""
-        _say(f"\n{over or 'You quit'}: {_summary(total, count, info.get('success'))}")
+        say(f"\n{over or 'You quit'}: {_summary(total, count, info.get('success'))}")
         return 0
     except KeyboardInterrupt:
-        _say(f"\nInterrupted: {_summary(total, count, None)}")
+        say(f"\nInterrupted: {_summary(total, count, None)}")
         return 130
     finally:
         env.close()
@@ -64,7 +64,7 @@ def _ask(info: dict[str, Any]) -> str | None:
                 return text
             continue
         commands = info.get("admissible_commands")
-        _say("  " + "\n  ".join(commands) if commands else "The environment does not list its commands.")
+        say("  " + "\n  ".join(commands) if commands else "The environment does not list its commands.")
 
 
 def by_policy(pool: EnvPool, policy: Policy, config: RolloutConfig, seed: int, options: dict[str, Any]) -> int:
@@ -89,17 +89,17 @@ def by_policy(pool: EnvPool, policy: Policy, config: RolloutConfig, seed: int, o
         reasons = "; ".join(f"{kind}: {message}" for kind, message in rollout.stats.messages.items())
         raise EnvError(f"the episode failed: {reasons}")
     trajectory = groups[0].trajectories[0]
-    _say(trajectory.messages[0]["content"])
+    say(trajectory.messages[0]["content"])
     for turn in trajectory.turns:
-        _say(f"\n{turn.observation}")
-        _say("\n".join(f"> {line}" for line in (turn.text or "(nothing)").split("\n")))
+        say(f"\n{turn.observation}")
+        say("\n".join(f"> {line}" for line in (turn.text or "(nothing)").split("\n")))
         if turn.parse_error:
-            _say(f"  [no action: {turn.parse_error}]")
+            say(f"  [no action: {turn.parse_error}]")
         if turn.reward:
-            _say(f"  [reward {turn.reward:g}]")
+            say(f"  [reward {turn.reward:g}]")
     ended = trajectory.status.value if trajectory.status else "unfinished"
     total = _summary(trajectory.episode_return, len(trajectory.turns), trajectory.success)
-    _say(f"\n{trajectory.final_observation}\n\n{policy.name}, {ended}: {total}")
+    say(f"\n{trajectory.final_observation}\n\n{policy.name}, {ended}: {total}")
     return 0
 
 
@@ -114,7 +114,7 @@ def _summary(total: float, count: int, success: Any) -> str:
     return f"return {total:g} after {count} step{'s' * (count != 1)}{outcome}"
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     """Print without what would move the cursor or what the terminal's encoding cannot hold."""
     encoding = sys.stdout.encoding or "utf-8"
     print(_UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text).encode(encoding, "replace").decode(encoding))

@@ -10,25 +10,23 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agentgym import seeding
 from agentgym.actions import make_codec
+from agentgym.attempts import PAUSE_S, all_of, attempt_within, next_done
 from agentgym.context import make_context
-from agentgym.env_worker import EnvPool, EnvWorker, StepTimeout
-from agentgym.errors import ConfigError, ContextFull, EngineError, EnvError, SandboxError, TooManyFailures
-from agentgym.policies.base import Policy, Request, Session
-from agentgym.policies.probe import Probe, gold_answer, make_probe
+from agentgym.dialogue import Dialogue, Limits
+from agentgym.env_worker import EnvPool, EnvWorker
+from agentgym.errors import ConfigError, ContextFull, TooManyFailures
+from agentgym.policies.base import Policy, Session
+from agentgym.policies.probe import gold_answer, make_probe
 from agentgym.registration import codec_of
-from agentgym.renderer import Row
-from agentgym.types import Group, Message, Status, Trajectory, Turn
+from agentgym.types import Group, Status, Trajectory
 
-_PAUSE_S = 1.0
-"""Seconds before another attempt after a sandbox failed, twice as many before the next: its daemon may come back."""
 _FEWEST, _WINDOW = 8, 64
 """A run stops for failures after this many groups at least; the failure rate is over this many at most."""
 
@@ -92,6 +90,11 @@ class RolloutConfig:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"rollout.top_p is {self.top_p}: it must be above 0 and at most 1")
 
+    @property
+    def limits(self) -> Limits:
+        """How turns are sampled."""
+        return Limits(self.max_new_tokens, self.context_limit, self.temperature, self.top_p)
+
     def codec_for(self, env_id: str) -> str:
         """The name of the codec in an environment."""
         return codec_of(env_id) if self.codec == "auto" else self.codec
@@ -143,6 +146,27 @@ class RolloutStats:
         self.errors[status.value] = self.errors.get(status.value, 0) + 1
         self.messages[status.value] = message
 
+    def count_group(self, failed: bool, limit: float, what: str = "groups") -> None:
+        """Count a group that ended.
+
+        Args:
+            failed: Whether it is dropped.
+            limit: Largest share of failed ones.
+            what: How the groups are called.
+
+        Raises:
+            TooManyFailures: If more failed.
+        """
+        self.groups += 1
+        self.recent.append(failed)
+        self.dropped_groups += failed
+        if failed and len(self.recent) >= _FEWEST and sum(self.recent) > limit * len(self.recent):
+            raise TooManyFailures(
+                f"{sum(self.recent)} of the last {len(self.recent)} {what} failed for reasons outside the policy "
+                f"({', '.join(f'{k}: {v}' for k, v in self.messages.items())}); "
+                f"the limit is rollout.max_failure_rate={limit:g}"
+            )
+
 
 def group_tasks(run_seed: int, step: int, groups: int, size: int, first: int = 0) -> list[Task]:
     """Tasks of a training step: ``groups`` groups of ``size`` members, numbered from ``first``."""
@@ -170,6 +194,14 @@ def check_context(policy: Policy, config: RolloutConfig) -> None:
             f"rollout.context_limit is {config.context_limit}, but the model of {policy.name} has "
             f"{policy.context_limit} positions"
         )
+
+
+def first_prompt_too_long(where: str, error: ContextFull, kept: int, config: RolloutConfig) -> ConfigError:
+    """Build the error for a first prompt that does not fit."""
+    return ConfigError(
+        f"{where}: the first prompt does not fit: {error}, of which {kept} are kept for "
+        f"the answer (rollout.max_new_tokens={config.max_new_tokens}); raise rollout.context_limit"
+    )
 
 
 class Rollout:
@@ -208,17 +240,7 @@ class Rollout:
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
         """Play tasks to the end; see `stream`. Also works where an event loop runs already, as in a notebook."""
-
-        async def run() -> list[Group]:
-            return [group async for group in self.stream(tasks)]
-
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            groups = asyncio.run(run())
-        else:
-            groups = _run_aside(run())
-        return sorted(groups, key=lambda group: group.id)
+        return sorted(all_of(self.stream(tasks)), key=lambda group: group.id)
 
     async def stream(self, tasks: Sequence[Task]) -> AsyncIterator[Group]:
         """Play tasks and yield each group once its members are done.
@@ -239,7 +261,7 @@ class Rollout:
         parts: dict[str, list[Trajectory]] = {}
         try:
             for _ in tasks:
-                trajectory = await self._next(done, workers)
+                trajectory = await next_done(done, workers, self.policy.name)
                 self.stats.episodes += 1
                 if self.on_episode:
                     self.on_episode(trajectory)
@@ -248,11 +270,8 @@ class Rollout:
                 if len(members) < sizes[trajectory.group]:
                     continue
                 failed = any(t.status and t.status.failed for t in members)
-                self.stats.groups += 1
-                self.stats.recent.append(failed)
+                self.stats.count_group(failed, self.config.max_failure_rate)
                 if failed:
-                    self.stats.dropped_groups += 1
-                    self._stop_if_too_many()
                     continue
                 members.sort(key=lambda t: t.member)
                 self._check_start(members)
@@ -261,31 +280,6 @@ class Rollout:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-
-    async def _next(self, done: asyncio.Queue[Trajectory], workers: list[asyncio.Task[None]]) -> Trajectory:
-        """The next finished trajectory, or the error that ended a worker."""
-        getter = asyncio.ensure_future(done.get())
-        try:
-            while not getter.done():
-                alive = [w for w in workers if not w.done()]
-                await asyncio.wait([getter, *alive], return_when=asyncio.FIRST_COMPLETED)
-                for worker in workers:
-                    if worker.cancelled():
-                        raise EngineError(f"the {self.policy.name} policy cancelled an episode")
-                    if worker.done() and (error := worker.exception()):
-                        raise error
-            return getter.result()
-        finally:
-            getter.cancel()
-
-    def _stop_if_too_many(self) -> None:
-        recent, limit = self.stats.recent, self.config.max_failure_rate
-        if len(recent) >= _FEWEST and sum(recent) > limit * len(recent):
-            raise TooManyFailures(
-                f"{sum(recent)} of the last {len(recent)} groups failed for reasons outside the policy "
-                f"({', '.join(f'{k}: {v}' for k, v in self.stats.messages.items())}); "
-                f"the limit is rollout.max_failure_rate={limit:g}"
-            )
 
     def _check_start(self, members: Sequence[Trajectory]) -> None:
         if len({t.turns[0].observation for t in members}) > 1:
@@ -306,7 +300,13 @@ class Rollout:
         for attempt in range(1, self.config.retries + 2):
             worker = self.pool.take()
             trajectory = self._blank(task, attempt)
-            status, message = await self._guarded(session, worker, task, trajectory)
+            try:
+                status, message = await attempt_within(
+                    self._episode(session, worker, task, trajectory), self.config.episode_timeout, self.policy.name
+                )
+            except BaseException:
+                self.pool.discard(worker)
+                raise
             if status is None:
                 self.pool.give_back(worker)
                 return trajectory
@@ -316,7 +316,7 @@ class Rollout:
             if attempt <= self.config.retries:
                 self.stats.retries += 1
                 if status is Status.SANDBOX_ERROR:
-                    await asyncio.sleep(_PAUSE_S * attempt)
+                    await asyncio.sleep(PAUSE_S * attempt)
         return trajectory
 
     def _blank(self, task: Task, attempt: int) -> Trajectory:
@@ -330,91 +330,30 @@ class Rollout:
             attempts=attempt,
         )
 
-    async def _guarded(
-        self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory
-    ) -> tuple[Status | None, str]:
-        """Play one attempt; None, or the status and message of what broke outside the policy."""
-        limit = self.config.episode_timeout
-        try:
-            async with asyncio.timeout(limit) as deadline:
-                await self._episode(session, worker, task, trajectory)
-            return None, ""
-        except TimeoutError as error:
-            if not deadline.expired():
-                return Status.ENGINE_ERROR, f"the {self.policy.name} policy raised TimeoutError: {error}"
-            return Status.TIMEOUT, f"the episode took longer than {limit:g} s"
-        except StepTimeout as error:
-            return Status.TIMEOUT, str(error)
-        except SandboxError as error:
-            return Status.SANDBOX_ERROR, str(error)
-        except EnvError as error:
-            return Status.ENV_ERROR, str(error)
-        except EngineError as error:
-            return Status.ENGINE_ERROR, str(error)
-        except BaseException:
-            self.pool.discard(worker)
-            raise
-
     async def _episode(self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory) -> None:
         config = self.config
         session.begin((task.index, task.member), task.group)
         observation, info, instructions, tools = await worker.reset(task.env_seed, self.options, config.step_timeout)
-        renderer = self.policy.renderer
-        has_model = self.policy.context_limit is not None
         probe = None
         if self.wrapper is not None:
-            probe = make_probe(renderer, gold_answer(info, self.pool.env_id), self.wrapper)
-        kept = max(config.max_new_tokens, len(probe.ids) if probe else 0)
-        row = Row(renderer, config.context_limit - kept if has_model else None)
-        trajectory.segments = row.segments
-        trajectory.messages.append(
-            Message(role="system", content=renderer.escape(f"{instructions}\n{self.codec.instructions}".rstrip()))
+            probe = make_probe(self.policy.renderer, gold_answer(info, self.pool.env_id), self.wrapper)
+        dialogue = Dialogue(
+            self.policy, self.codec, self.context, config.limits, trajectory, instructions, tools, probe
         )
         parse_errors = 0
-        usage: Counter[str] = Counter()
         for turn in range(config.max_turns):
             admissible = info.get("admissible_commands") or []
-            shown = self.codec.show(observation, admissible)
-            trajectory.messages.append(Message(role="user", content=renderer.escape(shown)))
-            view = self.context.view(trajectory.messages)
             try:
-                prompt_start = row.prompt(view, turn)
+                dialogue.prompt(observation, admissible)
             except ContextFull as error:
                 if turn == 0:
-                    raise ConfigError(
-                        f"{self.pool.env_id}: the first prompt does not fit: {error}, of which {kept} are kept for "
-                        f"the answer (rollout.max_new_tokens={config.max_new_tokens}); raise rollout.context_limit"
-                    ) from error
-                trajectory.messages.pop()
+                    raise first_prompt_too_long(self.pool.env_id, error, dialogue.kept, config) from error
                 trajectory.status = Status.CONTEXT_FULL
                 break
-            started = time.perf_counter()
-            offered = tools if self.context.offers_tools(trajectory.messages) else ()
-            request = self._request(row, task, turn, info, admissible, view, offered, probe)
-            generation = await session.generate(request)
-            usage.update(generation.usage)
-            start, stop = row.sampled(generation.ids, generation.logps, generation.version)
-            text = renderer.decode_reply(generation.ids)
-            parsed = self.codec.parse(text, admissible)
-            record = Turn(
-                observation=shown,
-                segment=len(row.segments) - 1,
-                prompt_start=prompt_start,
-                start=start,
-                stop=stop,
-                text=text,
-                action=parsed.action,
-                parse_error=parsed.error,
-                finish=generation.finish,
-                candidates=list(generation.candidates),
-                probe=generation.probe,
-                policy_s=time.perf_counter() - started,
-            )
-            trajectory.turns.append(record)
-            trajectory.messages.append(Message(role="assistant", content=text))
-            if parsed.action is None:
+            record = await dialogue.write(session, info, admissible)
+            if record.action is None:
                 parse_errors += 1
-                observation = f"Invalid answer: {parsed.error}."
+                observation = f"Invalid answer: {record.parse_error}."
                 if parse_errors >= config.parse_limit:
                     trajectory.status = Status.PARSE_LIMIT
                     break
@@ -422,60 +361,11 @@ class Rollout:
             parse_errors = 0
             started = time.perf_counter()
             observation, record.reward, terminated, truncated, info, record.calls = await worker.step(
-                parsed.action, config.step_timeout
+                record.action, config.step_timeout
             )
             record.env_s = time.perf_counter() - started
             if terminated or truncated:
                 trajectory.status = Status.DONE if terminated else Status.TRUNCATED
                 break
         trajectory.status = trajectory.status or Status.TRUNCATED
-        trajectory.final_observation = observation
-        trajectory.success = None if info.get("success") is None else bool(info["success"])
-        trajectory.info = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
-        trajectory.info.pop("expert_action", None)
-        trajectory.info |= usage
-
-    def _request(
-        self,
-        row: Row,
-        task: Task,
-        turn: int,
-        info: dict[str, Any],
-        admissible: Sequence[str],
-        messages: Sequence[Message],
-        tools: Sequence[Mapping[str, Any]],
-        probe: Probe | None,
-    ) -> Request:
-        config, renderer = self.config, self.policy.renderer
-        return Request(
-            ids=list(row.segment.ids),
-            max_new_tokens=config.max_new_tokens,
-            rng=seeding.turn_rng(task.sampling_seed, turn),
-            temperature=config.temperature,
-            top_p=config.top_p,
-            info=info,
-            encode_action=lambda action: renderer.encode_reply(self.codec.write(action, admissible)),
-            messages=messages,
-            tools=tools,
-            probe=probe,
-        )
-
-
-def _run_aside(work: Coroutine[Any, Any, list[Group]]) -> list[Group]:
-    """Run a coroutine in a loop on another thread, because this thread's loop is running; Ctrl-C cancels it."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
-
-    async def main() -> list[Group]:
-        task = asyncio.current_task()
-        assert task is not None
-        started.set_result((asyncio.get_running_loop(), task))
-        return await work
-
-    with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(asyncio.run, main())
-        try:
-            return done.result()
-        except KeyboardInterrupt:
-            loop, task = started.result()
-            loop.call_soon_threadsafe(task.cancel)
-            raise
+        dialogue.end(info, observation)

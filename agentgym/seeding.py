@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_BRANCHES = {"env": 0, "member": 1, "eval": 2, "init": 3, "data": 4}
+_BRANCHES = {"env": 0, "member": 1, "eval": 2, "init": 3, "data": 4, "seat": 5}
 
 
 def _seed(run_seed: int, *path: int) -> int:
@@ -23,6 +23,11 @@ def env_seed(run_seed: int, step: int, group: int) -> int:
 def member_seed(run_seed: int, step: int, group: int, member: int) -> int:
     """Sampling seed (31 bits) of one member of a group."""
     return _seed(run_seed, _BRANCHES["member"], step, group, member)
+
+
+def seat_seed(game_seed: int, seat: int) -> int:
+    """Sampling seed (31 bits) of one seat of a game; the number after the last seat is for chance."""
+    return _seed(game_seed, _BRANCHES["seat"], seat)
 
 
 def eval_seed(seed: int, episode: int) -> int:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from agentgym.envs.werewolf_game import CHANCE, PHASES, RUNNING, TALK, TRUNCATED
 from agentgym.envs.werewolf_metrics import count
 from agentgym.envs.werewolf_record import View, view
 from agentgym.envs.werewolf_rules import ROLES, WOLF, Codebook, Rules
+from gymnasium.utils import seeding
 
 from agentgym.errors import ConfigError, missing, unknown
 from agentgym.spaces import UnicodeText
@@ -28,6 +30,8 @@ except ModuleNotFoundError as error:
     raise missing("pettingzoo", "marl") from error
 
 ID = "agentgym/Werewolf-v0"
+
+Listener = Callable[[int, int, str], tuple[int, int]]
 
 
 def env(**kwargs: Any) -> AECEnv[str, Any, Any]:
@@ -47,7 +51,10 @@ class raw_env(AECEnv):
     chance decides among the legal actions, or nothing is said. An illegal number is replaced by chance at once.
 
     ``infos[agent]``: ``role``; for the seat to move also ``phase``, ``instructions``, ``admissible_commands`` (empty
-    for a speech) and, without ``text``, the ``text`` of the observation; at the end ``won``, ``winner``, ``metrics``.
+    for a speech), ``invalid`` if its answer was refused and why, and the ``view`` that scripted players read or,
+    without ``text``, the ``text`` of the observation; at the end ``won``, ``winner``, ``metrics``, ``actions`` (all
+    that was decided and drawn, as numbers that `agentgym.envs.werewolf_game.State` plays again) and ``speeches``
+    (round, seat and text of each, as JSON).
     """
 
     metadata = {"name": "werewolf_v0", "render_modes": ["ansi"], "is_parallelizable": False}  # noqa: RUF012
@@ -66,6 +73,7 @@ class raw_env(AECEnv):
         abstain: bool = True,
         latents: Sequence[int] = (3, 2, 2, 2),
         codebook: Codebook | None = None,
+        listener: Listener | None = None,
         render_mode: str | None = None,
     ):
         """Check the arguments.
@@ -82,7 +90,11 @@ class raw_env(AECEnv):
             max_rounds: The game is truncated after so many rounds.
             abstain: Whether a vote may name nobody.
             latents: Latent strategies of Werewolf, Seer, Doctor, Villager, where ``text`` is False.
-            codebook: What is heard of a latent strategy (`agentgym.envs.werewolf_rules`); only without ``text``.
+            codebook: What is heard of a latent strategy (`agentgym.envs.werewolf_rules`); with ``text`` only beside
+                a listener.
+            listener: Seat, its role, and text of a speech -> the latent strategy and the public code that it is;
+                ``latents`` and ``codebook`` then count in text as well, and ``infos`` hold ``vector``, ``mask`` and
+                ``brief`` for the seat to move.
             render_mode: None or ``ansi``.
 
         Raises:
@@ -94,16 +106,18 @@ class raw_env(AECEnv):
             raise unknown("render_mode", str(render_mode), ["ansi"])
         if parse_retries < 0 or max_speech < 1:
             raise ConfigError(f"parse_retries {parse_retries} and max_speech {max_speech} must be at least 0 and 1")
-        if text:
+        if listener and not (text and codebook):
+            raise ConfigError("listener hears speeches as codes: it needs text=True and a codebook")
+        if text and not listener:
             latents, codebook = (1,) * len(ROLES), None
         self.rules = Rules(players, parity, rewards, latents, codebook, abstain, max_rounds)
         self.text, self.brief, self.history, self.render_mode = bool(text), bool(brief), history, render_mode
-        self.parse_retries, self.max_speech = parse_retries, max_speech
+        self.parse_retries, self.max_speech, self.listener = parse_retries, max_speech, listener
         self.instructions = words.instructions(self.rules, self.brief)
         self.possible_agents = [words.name(seat) for seat in range(players)]
         self.agents: list[str] = []
         self._seat_of = {agent: seat for seat, agent in enumerate(self.possible_agents)}
-        self._rng = np.random.default_rng()
+        self._rng, _ = seeding.np_random()
         self.observation_spaces = {agent: self._observation_space() for agent in self.possible_agents}
         self.action_spaces = {agent: self._action_space() for agent in self.possible_agents}
 
@@ -141,8 +155,9 @@ class raw_env(AECEnv):
             self._rng = np.random.default_rng(seed)
         roles = (options or {}).get("roles")
         self.game = State(self.rules)
-        deal = self.game.draw(self._rng)
-        self.game.play(deal if roles is None else self._deal(roles))
+        deal = self.game.sample_chance(self._rng)
+        self.actions: list[int] = []
+        self._play(deal if roles is None else self._deal(roles))
         self.agents = self.possible_agents[:]
         self.rewards = dict.fromkeys(self.agents, 0.0)
         self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
@@ -173,35 +188,47 @@ class raw_env(AECEnv):
         self._clear_rewards()
         game = self.game
         self._told[agent] = 1 + len(self._seen.events)
+        self._refused = ""
         decided = self._read(agent, action)
         if decided is not None:
             self._counts["decisions"] += 1
             self._tries, self._error = 0, ""
             before = game.totals
-            game.play(decided)
+            self._play(decided)
+            if self._heard is not None:
+                self._play(self._heard)
             while game.player() == CHANCE:
-                game.play(game.draw(self._rng))
+                self._play(game.sample_chance(self._rng))
             if before is not game.totals:
                 self.rewards = {
                     name: now - then for name, now, then in zip(self.possible_agents, game.totals, before, strict=True)
                 }
                 self._accumulate_rewards()
             self._turn()
+        if self._refused:
+            self.infos[agent]["invalid"] = self._refused
+
+    def _play(self, action: int) -> None:
+        self.actions.append(action)
+        self.game.play(action)
 
     def _read(self, agent: str, action: Any) -> int | None:
         """The action as a number, or None if the seat is asked again; a speech is kept."""
         game, legal = self.game, self.game.legal()
+        self._heard: int | None = None
         self._counts["parse/answers"] += 1
         if not self.text:
             if isinstance(action, int | np.integer) and int(action) in legal:
                 return int(action)
             self._counts["parse/failures"] += 1
+            self._refused = f"{action!r} is no legal action"
             return self._fallback(agent, legal)
         commands = self.infos[agent]["admissible_commands"]
         parsed = words.parse(action, commands, self.brief) if isinstance(action, str) else words.Parsed(None, "no text")
         if parsed.action is None:
             self._counts["parse/failures"] += 1
             self._tries += 1
+            self._refused = str(parsed.error)
             self._error = f"Your answer could not be read: {parsed.error}."
             if self._tries <= self.parse_retries:
                 return None
@@ -210,7 +237,11 @@ class raw_env(AECEnv):
         else:
             decided = legal[commands.index(parsed.action)] if commands else legal[0]
         if game.phase == TALK:
-            self.speeches[game.round, self._seat_of[agent]] = words.clean(parsed.action or "", self.max_speech)
+            seat = self._seat_of[agent]
+            self.speeches[game.round, seat] = said = words.clean(parsed.action or "", self.max_speech)
+            if self.listener:
+                latent, self._heard = self.listener(seat, game.roles[seat], said)
+                decided = legal[latent]
         return decided
 
     def _fallback(self, agent: str, legal: list[int]) -> int:
@@ -235,14 +266,24 @@ class raw_env(AECEnv):
             }
             if not self.text:
                 self.infos[agent]["text"] = self._told_to(seen)
+            else:
+                self.infos[agent]["view"] = seen
+            if self.listener:
+                self.infos[agent] |= {"vector": game.tensor(seat), "mask": game.mask(seat), "brief": self.brief}
             return
         over = game.winner == TRUNCATED
         self.truncations = dict.fromkeys(self.agents, over)
         self.terminations = dict.fromkeys(self.agents, not over)
-        metrics = self.metrics()
+        said = [[number, seat, text] for (number, seat), text in self.speeches.items()]
+        ended = {
+            "winner": _WINNERS[game.winner],
+            "metrics": self.metrics(),
+            "actions": " ".join(map(str, self.actions)),
+            "speeches": json.dumps(said, ensure_ascii=False),
+        }
         for seat, agent in enumerate(self.possible_agents):
             won = not over and (game.winner == 0) == (game.roles[seat] == WOLF)
-            self.infos[agent] |= {"won": won, "winner": _WINNERS[game.winner], "metrics": metrics}
+            self.infos[agent] |= {"won": won, **ended}
         self.agent_selection = self.agents[0]
 
     def view(self, agent: str) -> View:

@@ -107,7 +107,7 @@ class State:
         targets = list(rules.seats[alive & ~(1 << seat)])
         return [*targets, rules.n] if rules.abstain else targets
 
-    def chance_outcomes(self) -> list[tuple[int, float]]:
+    def chance(self) -> list[tuple[int, float]]:
         """Outcomes and their probabilities at a chance state."""
         outcomes = self.legal()
         if self.saying:
@@ -115,7 +115,7 @@ class State:
             return [(code, said[code]) for code in outcomes]
         return [(outcome, 1 / len(outcomes)) for outcome in outcomes]
 
-    def draw(self, rng: np.random.Generator) -> int:
+    def sample_chance(self, rng: np.random.Generator) -> int:
         """Draw an outcome at a chance state."""
         if self.saying:
             said = np.cumsum(self._said())
@@ -123,10 +123,6 @@ class State:
         if self.tied:
             return self.tied[int(rng.integers(len(self.tied)))]
         return int(rng.integers(len(self.rules.deals)))
-
-    def sample_chance(self, rng: np.random.Generator) -> State:
-        """The state after a drawn outcome of this chance state."""
-        return self.child(self.draw(rng))
 
     def child(self, action: int) -> State:
         """The state after an action, which must be legal (that is not checked)."""
@@ -359,5 +355,5 @@ class State:
 def new_game(rules: Rules, rng: np.random.Generator) -> State:
     """A game that is dealt."""
     state = State(rules)
-    state.play(state.draw(rng))
+    state.play(state.sample_chance(rng))
     return state

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from agentgym.envs.werewolf_game import TALK, VOTE, State
 from agentgym.envs.werewolf_record import Dawn, Own, Proposal, View, view
 from agentgym.envs.werewolf_rules import DOCTOR, SEER, VILLAGER, WOLF
 from agentgym.envs.werewolf_speech import Act, heard, say, speeches
+from agentgym.envs.werewolf_text import write_speech
+
+from agentgym.errors import unknown
+from agentgym.policies.scripted import ScriptedPolicy
 
 Player = Callable[[View, np.random.Generator], str]
 """A legal action of ``View.commands``, or a speech as plain text."""
@@ -202,6 +207,31 @@ def _known(view: View) -> dict[int, bool]:
                 known[safe] = False
             guarded = -1
     return known
+
+
+class PlayerPolicy(ScriptedPolicy):
+    """A scripted player as a policy, for self-play with `agentgym.envs.werewolf`."""
+
+    def __init__(self, name: str, brief: bool = False):
+        """Play as a key of `PLAYERS`.
+
+        Args:
+            name: Which player.
+            brief: Whether the environment takes speeches as plain text.
+
+        Raises:
+            ConfigError: If there is none of this name.
+        """
+        super().__init__()
+        if name not in PLAYERS:
+            raise unknown("player", name, PLAYERS)
+        self.name, self._brief = name, brief
+
+    def act(self, info: Mapping[str, Any], turn: int, rng: np.random.Generator) -> str:
+        """Decide."""
+        seen: View = info["view"]
+        said = PLAYERS[self.name](seen, rng)
+        return said if seen.commands or self._brief else write_speech(said)
 
 
 PLAYERS: dict[str, Player] = {"random": random_player, **{name: Scripted(style) for name, style in STYLES.items()}}

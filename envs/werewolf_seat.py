@@ -49,6 +49,7 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         opponents: Opponent = "scripted",
         winnable: bool = False,
         expert: bool = False,
+        advisor: str = "scripted",
         render_mode: str | None = None,
         **game: Any,
     ):
@@ -61,24 +62,28 @@ class WerewolfSeatEnv(gym.Env[str, str]):
             winnable: Deal only games that the expert wins if it is followed. The other players draw from generators of
                 their own, so this can be found out by playing. Such games are easier than those of the game itself.
             expert: Put ``expert_action`` into ``info``.
+            advisor: Who gives it: a key of `PLAYERS`, or ``any``, which draws one for each game.
             render_mode: None or ``ansi``.
             **game: Arguments of `agentgym.envs.werewolf.raw_env`, other than ``text`` and those of abstract play.
 
         Raises:
             ConfigError: A wrong argument.
         """
-        if abstract := sorted({"text", "latents", "codebook"} & game.keys()):
+        if abstract := sorted({"text", "latents", "codebook", "listener"} & game.keys()):
             raise ConfigError(f"{abstract[0]} is of no use here: a seat is played in text")
         if render_mode not in (None, "ansi"):
             raise unknown("render_mode", str(render_mode), ["ansi"])
         if isinstance(opponents, str) and opponents not in PLAYERS:
             raise unknown("opponents", opponents, PLAYERS)
+        if advisor not in (*PLAYERS, "any"):
+            raise unknown("advisor", advisor, [*PLAYERS, "any"])
         if winnable and not isinstance(opponents, str):
             raise ConfigError("winnable needs scripted opponents: a function cannot be asked the same twice")
         self._table = raw_env(**game)
         self.players = self._table.rules.n
         self.seat, self.role = self._seat(seat), self._role(role)
         self.opponents, self.winnable, self.expert, self.render_mode = opponents, bool(winnable), expert, render_mode
+        self.advisor = advisor
         self.instructions = self._table.instructions
         self.max_steps = 3 * self._table.rules.max_rounds * (self._table.parse_retries + 1)
         self.observation_space = UnicodeText(2**20)
@@ -181,7 +186,8 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         game = self._table.game
         seen = self._table.view(self._me)
         rng = np.random.default_rng([*self._expert_seed, game.round, game.phase])
-        said = PLAYERS["scripted"](seen, rng)
+        advisor = self.advisor if self.advisor != "any" else list(PLAYERS)[self._expert_seed[0] % len(PLAYERS)]
+        said = PLAYERS[advisor](seen, rng)
         return said if game.phase != TALK or self._table.brief else words.write_speech(said)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -69,7 +69,14 @@ class Generation:
 
 
 class Session(Protocol):
-    """A place for one episode at a time; a policy may keep state (a KV cache) for it between turns."""
+    """A place for one episode at a time; a policy may keep state (a KV cache) for it between turns.
+
+    Attributes:
+        live: Whether a policy that computes in batches should wait for its next turn; True at first. A player whose
+            turn it is not is parked by setting it False.
+    """
+
+    live: bool
 
     def begin(self, key: tuple[int, ...], group: str) -> None:
         """Start an episode. ``key`` orders it among the live ones, ``group`` names those that share a prompt."""

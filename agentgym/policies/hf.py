@@ -19,6 +19,7 @@ import torch
 from agentgym.errors import ContextFull, EngineError
 from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.policies.base import Generation, Request
+from agentgym.policies.engine import Engine
 from agentgym.policies.kv_cache import KVCache, Step, common_prefix
 from agentgym.policies.probe import Probe
 from agentgym.renderer import Renderer
@@ -49,7 +50,11 @@ class _Job:
 
 
 class HFSession:
-    """One slot of the cache, for one episode at a time."""
+    """One slot of the cache, for one episode at a time.
+
+    Attributes:
+        live: Whether a deterministic engine waits for it. One that is parked keeps what it has cached.
+    """
 
     def __init__(self, policy: HFPolicy, slot: int):
         self.policy = policy
@@ -57,6 +62,17 @@ class HFSession:
         self.key: tuple[int, ...] = (slot,)
         self.group = ""
         self.job: _Job | None = None
+        self._live = True
+
+    @property
+    def live(self) -> bool:
+        """Whether it is waited for."""
+        return self._live
+
+    @live.setter
+    def live(self, live: bool) -> None:
+        self._live = live
+        self.policy.engine.wake()
 
     def begin(self, key: tuple[int, ...], group: str) -> None:
         """Start an episode in an empty slot."""
@@ -78,6 +94,7 @@ class HFPolicy:
     Attributes:
         model: The module, shared with the learner.
         version: Version of its weights; `weights_changed` raises it.
+        engine: What computes its turns.
         stats: Counts of prefilled, re-used and sampled tokens, of forwards and of probes, since the start.
     """
 
@@ -111,8 +128,7 @@ class HFPolicy:
         self.context_limit: int | None = int(model.config.max_position_embeddings)
         self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0, "probed": 0}
         self._sessions: dict[int, HFSession] = {}
-        self._wake: asyncio.Event | None = None
-        self._engine: asyncio.Task[None] | None = None
+        self.engine = Engine([self])
 
     def open(self) -> HFSession:
         """Open a slot."""
@@ -129,8 +145,7 @@ class HFPolicy:
         self.cache.tokens[session.slot] = []
         if session.job is not None and not session.job.future.done():
             session.job.future.set_exception(EngineError("the session was closed while it wrote"))
-        if self._wake is not None:
-            self._wake.set()
+        self.engine.wake()
 
     async def submit(self, session: HFSession, request: Request) -> Generation:
         """Queue a turn and wait until it is written."""
@@ -142,12 +157,8 @@ class HFPolicy:
                 f"{self.context_limit} positions"
             )
         loop = asyncio.get_running_loop()
-        if self._engine is None or self._engine.done():
-            self._wake = asyncio.Event()
-            self._engine = loop.create_task(self._run())
-        assert self._wake is not None
         session.job = job = _Job(request, loop.create_future(), list(request.ids))
-        self._wake.set()
+        self.engine.start()
         try:
             return await job.future
         finally:
@@ -207,24 +218,30 @@ class HFPolicy:
         self.version = version
         self.cache.clear()
 
-    async def _run(self) -> None:
-        """Compute while there are sessions."""
-        assert self._wake is not None
-        while self._sessions:
-            jobs = sorted((s for s in self._sessions.values() if s.job), key=lambda s: s.key)
-            if not jobs or (self.deterministic and len(jobs) < len(self._sessions)):
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            try:
-                self._forward(jobs)
-            except Exception as error:
-                for session in jobs:
-                    self.cache.scrub(session.slot)
-                    if session.job and not session.job.future.done():
-                        session.job.future.set_exception(EngineError(f"decoding failed: {error!r}"))
-                    session.job = None
-            await asyncio.sleep(0)
+    @property
+    def open_sessions(self) -> int:
+        """Sessions that are not closed."""
+        return len(self._sessions)
+
+    @property
+    def missing(self) -> bool:
+        """Whether a live session has no turn to write."""
+        return any(session.live and session.job is None for session in self._sessions.values())
+
+    def advance(self) -> bool:
+        """Compute one forward of the turns that wait; whether there were any."""
+        jobs = sorted((s for s in self._sessions.values() if s.job), key=lambda s: s.key)
+        if not jobs:
+            return False
+        try:
+            self._forward(jobs)
+        except Exception as error:
+            for session in jobs:
+                self.cache.scrub(session.slot)
+                if session.job and not session.job.future.done():
+                    session.job.future.set_exception(EngineError(f"decoding failed: {error!r}"))
+                session.job = None
+        return True
 
     def _plan(self, jobs: list[HFSession]) -> tuple[list[HFSession], list[tuple[HFSession, int]]]:
         """Split the jobs into single-token rows and runs ``(session, first missing position)``."""

@@ -26,6 +26,8 @@ from agentgym.tool_calls import tagged
 class OpenAISession:
     """The endpoint remembers nothing, so there is nothing to open or close."""
 
+    live = True
+
     def __init__(self, policy: OpenAIPolicy):
         self.policy = policy
 

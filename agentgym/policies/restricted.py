@@ -149,6 +149,8 @@ class RestrictedPolicy:
 class RestrictedSession:
     """Nothing is kept between turns."""
 
+    live = True
+
     def __init__(self, policy: RestrictedPolicy):
         self.policy = policy
 

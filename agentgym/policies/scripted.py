@@ -13,6 +13,8 @@ from agentgym.renderer import ByteTokenizer, Renderer
 
 
 class _ScriptedSession:
+    live = True
+
     def __init__(self, policy: ScriptedPolicy):
         self.policy = policy
         self.turn = 0

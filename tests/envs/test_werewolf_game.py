@@ -43,7 +43,7 @@ def play(state, actions, rng=None):
         talk = state.phase == TALK
         state.play(state.legal()[0] if talk else action)
         while rng is not None and state.player() == CHANCE:
-            state.play(state.draw(rng))
+            state.play(state.sample_chance(rng))
 
 
 def speak(state):
@@ -58,7 +58,7 @@ def random_game(rules, rng, look=None):
         if look is not None:
             look(state)
         chance = state.player() == CHANCE
-        legal = [state.draw(rng)] if chance else state.legal()
+        legal = [state.sample_chance(rng)] if chance else state.legal()
         decisions += not chance
         state.play(legal[int(rng.random() * len(legal))])
     return state, decisions
@@ -147,10 +147,10 @@ def test_random_play_of_seven(parity, rounds, decisions, fewest, wolf, village):
 def test_deal():
     assert len(SEVEN.deals) == len({roles for roles, _ in SEVEN.deals}) == 420
     assert len(FOUR.deals) == 12
-    outcomes = State(SEVEN).chance_outcomes()
+    outcomes = State(SEVEN).chance()
     assert {p for _, p in outcomes} == {1 / 420}
     rng = np.random.default_rng(0)
-    counts = np.bincount([State(FOUR).draw(rng) for _ in range(12_000)], minlength=12)
+    counts = np.bincount([State(FOUR).sample_chance(rng) for _ in range(12_000)], minlength=12)
     assert counts.min() > 850
     assert counts.max() < 1150
 
@@ -274,9 +274,9 @@ def test_ties_are_drawn_among_the_tied():
     play(state, [6, 6, 0, 0])
     speak(state)
     play(state, [2, 3, 3, 2, 7, 7])
-    assert (state.player(), state.chance_outcomes()) == (CHANCE, [(2, 0.5), (3, 0.5)])
+    assert (state.player(), state.chance()) == (CHANCE, [(2, 0.5), (3, 0.5)])
     rng = np.random.default_rng(2)
-    outs = [state.sample_chance(rng).votes[0][1] for _ in range(10_000)]
+    outs = [state.child(state.sample_chance(rng)).votes[0][1] for _ in range(10_000)]
     assert 0.485 <= outs.count(2) / 10_000 <= 0.515
     assert outs.count(2) + outs.count(3) == 10_000
 
@@ -378,9 +378,9 @@ def test_codes_are_drawn_from_the_codebook_and_heard():
     state = deal(rules, CAST)
     play(state, [6, 6, 0, 6])
     state.play(8 + 2)
-    assert state.chance_outcomes() == [(0, 0.2), (1, 0.3), (2, 0.5)]
+    assert state.chance() == [(0, 0.2), (1, 0.3), (2, 0.5)]
     rng = np.random.default_rng(0)
-    drawn = np.bincount([state.draw(rng) for _ in range(4000)], minlength=3) / 4000
+    drawn = np.bincount([state.sample_chance(rng) for _ in range(4000)], minlength=3) / 4000
     assert drawn == pytest.approx([0.2, 0.3, 0.5], abs=0.03)
     state.play(2)
     heard = state.tensor(6)[211:].reshape(3, 7, 3)
@@ -427,7 +427,7 @@ def test_scripted_players_in_numbers():
     for _ in range(20):
         state = new_game(SEVEN, rng)
         while state.player() != TERMINAL:
-            action = state.draw(rng) if state.player() == CHANCE else number_of(PLAYERS["scripted"], state, rng)
+            action = state.sample_chance(rng) if state.player() == CHANCE else number_of(PLAYERS["scripted"], state, rng)
             assert action in state.legal()
             state.play(action)
 
