@@ -185,6 +185,8 @@ def test_the_search_finds_what_it_looks_for():
 def test_no_source_file_uses_a_global_generator(file):
     if file == ROOT / "agentgym" / "checks" / "catalogue.py":
         return  # it looks whether an environment moves or reads one, and puts them back
+    if file == ROOT / "benchmarks" / "cfr_openspiel.py":
+        return  # the peer draws from one
     assert list(global_randomness(ast.parse(file.read_text(encoding="utf-8")))) == []
 
 

@@ -427,7 +427,8 @@ def test_scripted_players_in_numbers():
     for _ in range(20):
         state = new_game(SEVEN, rng)
         while state.player() != TERMINAL:
-            action = state.sample_chance(rng) if state.player() == CHANCE else number_of(PLAYERS["scripted"], state, rng)
+            chance = state.player() == CHANCE
+            action = state.sample_chance(rng) if chance else number_of(PLAYERS["scripted"], state, rng)
             assert action in state.legal()
             state.play(action)
 
