@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -33,6 +33,12 @@ lint: setup  ## ruff and mypy
 
 learning-poad: setup  ## POAD beside NTPO and TWOSOME over 5 seeds; table and picture of docs/learning.md
 	@.venv/bin/python benchmarks/learning/poad.py
+
+learning-gigpo: setup  ## GiGPO beside GRPO on ALFWorld over 5 seeds (needs the games: make alfworld)
+	@.venv/bin/python benchmarks/learning/gigpo.py
+
+learning-igpo: setup  ## IGPO and its variants beside outcomes alone and GiGPO over 5 seeds
+	@.venv/bin/python benchmarks/learning/igpo.py
 
 learning-epo: setup  ## EPO beside its base and an entropy bonus, over GRPO and PPO, over 5 seeds
 	@.venv/bin/python benchmarks/learning/epo.py

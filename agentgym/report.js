@@ -108,12 +108,16 @@ function tip(event, pairs, title) {
   box.style.top = `${top}px`;
 }
 
-// ---- views and the address: #overview, #trajectories, #t=12&view=tokens&color=logp ----
+// ---- views and the address: #overview, #games, #g=3&at=12, #trajectories, #t=12&view=tokens&color=logp ----
 
 function readAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const number = Number.parseInt(parts.get("t"), 10);
   state.view = location.hash === "#trajectories" || number >= 0 ? "trajectories" : "overview";
+  if (INDEX.games && (location.hash === "#games" || parts.has("g"))) {
+    state.view = "games";
+    readGameAddress(parts);
+  }
   if (number >= 0 && number < COUNT) {
     state.selected = number;
     state.tab = ["turns", "tokens", "group"].includes(parts.get("view")) ? parts.get("view") : "turns";
@@ -131,12 +135,14 @@ function writeAddress() {
 }
 
 function show() {
-  for (const name of ["overview", "trajectories"]) {
+  for (const name of ["overview", "games", "trajectories"]) {
     $(name).hidden = state.view !== name;
     $(`to-${name}`).classList.toggle("on", state.view === name);
   }
   tip(null, null);
+  if (INDEX.games && state.view !== "games") pause();
   if (state.view === "overview") drawOverview();
+  else if (state.view === "games") drawGames();
   else {
     drawRows();
     reveal();
@@ -275,6 +281,7 @@ function start() {
   $("config").querySelector("pre").textContent = INDEX.config;
   if (INDEX.policies) $("config").querySelector("summary").textContent = "Settings";
   startList();
+  if (INDEX.games) startGames();
   addEventListener("hashchange", readAddress);
   addEventListener("resize", () => state.view === "trajectories" && drawRows());
   readAddress();

@@ -17,10 +17,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agentgym import errors, report_data, store
+from agentgym import errors, report_data, report_games, store
 from agentgym.types import Trajectory
 
 _SCRIPTS = ("report.js", "report_curves.js", "report_tokens.js", "report_trajectory.js")
+_STYLES = ("report.css",)
+_GAMES = ("report_games.js", "report_games.css")
 
 
 def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
@@ -58,6 +60,8 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
         raise errors.ConfigError(f"{paths[0].parent}: no trajectory in its .jsonl files; let the run store some")
     systems: dict[str, int] = {}
     details = [report_data.detail(trajectory, systems) for trajectory in trajectories]
+    file_of = [number for number, (_, found) in enumerate(files) for _ in found]
+    games, replays = report_games.read_games(run, config, [name for name, _ in files], file_of, trajectories)
     index = {
         "name": run.resolve().name,
         "facts": report_data.facts(config, curves, trajectories, total),
@@ -68,12 +72,13 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
         "systems": list(systems),
         "files": [name for name, _ in files],
         "total": total,
-        "list": report_data.columns(trajectories, [i for i, (_, found) in enumerate(files) for _ in found]),
+        "list": report_data.columns(trajectories, file_of),
         "tokens": report_data.token_pieces(run / "tokens.json", trajectories),
+        **({"games": games} if games else {}),
     }
     path = run / "report.html"
     with store.atomic_file(path) as file:
-        file.write(_page(index, details))
+        file.write(_page(index, details, replays))
     return path
 
 
@@ -131,11 +136,13 @@ def _sample(paths: list[Path], limit: int, by_group: bool) -> tuple[list[tuple[s
     return files, sum(counts)
 
 
-def _page(index: dict[str, Any], details: list[dict[str, Any]]) -> bytes:
+def _page(index: dict[str, Any], details: list[dict[str, Any]], replays: list[dict[str, Any]]) -> bytes:
     package = resources.files("agentgym")
-    css = (package / "report.css").read_text(encoding="utf-8")
-    script = "\n".join((package / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    names = (*_SCRIPTS, *_STYLES, *(_GAMES if "games" in index else ()))
+    texts = {name: (package / name).read_text(encoding="utf-8") for name in names}
+    script, css = ("\n".join(texts[name] for name in names if name.endswith(end)) for end in (".js", ".css"))
     data = [_data("index", index), *(_data(f"t{number}", detail) for number, detail in enumerate(details))]
+    data += [_data(f"g{number}", game) for number, game in enumerate(replays)]
     parts = {
         "title": html.escape(index["name"]),
         "policy": f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(css)}",

@@ -39,6 +39,7 @@ _MAY_CHANGE = (
     "show_every",
     "eval.every",
     "eval.episodes",
+    "stop_after",
     "env.processes",
     "optim.lr",
     "rollout.context_limit",

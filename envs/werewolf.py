@@ -194,9 +194,10 @@ class raw_env(AECEnv):
             self._counts["decisions"] += 1
             self._tries, self._error = 0, ""
             before = game.totals
-            self._play(decided)
+            speaks = self.text and game.phase == TALK
+            self._play(decided, game.rules.n + 1 if speaks else decided)
             if self._heard is not None:
-                self._play(self._heard)
+                game.play(self._heard)
             while game.player() == CHANCE:
                 self._play(game.sample_chance(self._rng))
             if before is not game.totals:
@@ -208,8 +209,9 @@ class raw_env(AECEnv):
         if self._refused:
             self.infos[agent]["invalid"] = self._refused
 
-    def _play(self, action: int) -> None:
-        self.actions.append(action)
+    def _play(self, action: int, noted: int | None = None) -> None:
+        """Move, and note it; a speech in text is noted as that alone, whatever a listener makes of it."""
+        self.actions.append(action if noted is None else noted)
         self.game.play(action)
 
     def _read(self, agent: str, action: Any) -> int | None:

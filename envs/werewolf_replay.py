@@ -1,7 +1,8 @@
 """A finished game of Werewolf as plain data: who was who, and all that happened, in order.
 
 A trajectory of self-play remembers the game as numbers (``info["actions"]``); they are played again and refused if they
-do not lead, legally, to the end that is told beside them. One seat's memory is enough.
+do not lead, legally, to the end that is told beside them. One seat is enough. Settings of the game that are not
+known are those that fit; a record that was cut before its last night may then fit other ones.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agentgym.envs.werewolf_game import NIGHT, RUNNING, State
@@ -22,17 +23,21 @@ from agentgym.types import Trajectory
 WINNERS = ("wolves", "village", "nobody")
 _ENDLESS = 10_000
 _LONG = 100_000
+_ASKED = ("It is your turn to speak.", "say?")
 
 Heard = Callable[[int, int, int, str], int | None]
 """Role, seat, number of seats and text of a speech -> its latent strategy, None if that is not known."""
 
 
-def replay(seats: Sequence[Trajectory], heard: Heard | None = None) -> dict[str, Any]:
+def replay(
+    seats: Sequence[Trajectory], heard: Heard | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Play a recorded game again.
 
     Args:
         seats: Trajectories of the game, at least one that was told how it ended; some may be missing.
         heard: Tells the latent strategy of a speech.
+        settings: Arguments of `agentgym.envs.werewolf.raw_env`, if they are known.
 
     Returns:
         ``players``: ``agent``, ``role`` and ``seat`` (who played it, None if not known) of each; ``winner``;
@@ -54,7 +59,7 @@ def replay(seats: Sequence[Trajectory], heard: Heard | None = None) -> dict[str,
     if end is None:
         raise ValueError("no seat was told how it ended")
     winner, actions = str(end["winner"]), [int(a) for a in str(end["actions"]).split()]
-    state = _played(actions, winner)
+    state = _played(actions, winner, settings)
     n = state.rules.n
     by_seat = _by_seat(seats, state)
     said = {(int(number), int(seat)): str(text) for number, seat, text in json.loads(str(end["speeches"]))}
@@ -83,9 +88,12 @@ def _rules(players: int, parity: str) -> Rules:
     return Rules(players, parity, "win", (1,) * len(ROLES), max_rounds=_ENDLESS)
 
 
-def _played(actions: Sequence[int], winner: str) -> State:
-    """The end of the game; its settings are those under which the actions are legal and end just there."""
+def _played(actions: Sequence[int], winner: str, settings: Mapping[str, Any] | None) -> State:
+    """The end of the game under the settings with which the actions are legal and end just there."""
+    known = None if settings is None else (settings.get("players", 7), settings.get("parity", "geq"))
     for players, parity in itertools.product(CASTS, PARITIES):
+        if known not in (None, (players, parity)):
+            continue
         state = State(_rules(players, parity))
         for action in actions:
             if action not in state.legal():
@@ -114,18 +122,18 @@ def _by_seat(seats: Sequence[Trajectory], state: State) -> dict[int, Trajectory]
 
 
 class _Turns:
-    """Finds the turns in which a seat spoke."""
+    """Finds the turns in which a seat spoke, among those that asked it to (`agentgym.envs.werewolf_text.ask`)."""
 
     def __init__(self, trajectory: Trajectory):
-        self.turns, self.next = trajectory.turns, 0
+        asked = ((number, turn) for number, turn in enumerate(trajectory.turns) if turn.parse_error is None)
+        self.left = [(n, turn) for n, turn in asked if turn.observation.rpartition("\n")[2].startswith(_ASKED)]
 
     def of(self, said: str) -> tuple[int | None, int | None]:
         """The next turn whose statement this is, and how many candidates it had."""
-        for number in range(self.next, len(self.turns) if said else 0):
-            turn = self.turns[number]
+        for at, (number, turn) in enumerate(self.left if said else []):
             read = (parse(turn.text, (), brief).action for brief in (False, True))
-            if turn.parse_error is None and any(text and clean(text, _LONG).startswith(said) for text in read):
-                self.next = number + 1
+            if any(text and clean(text, _LONG).startswith(said) for text in read):
+                del self.left[: at + 1]
                 return number, len(turn.candidates) or None
         return None, None
 

@@ -229,6 +229,21 @@ def sft_loss(logp: Tensor) -> Tensor:
     return -logp
 
 
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float) -> Tensor:
+    """DPO loss of each pair, −log σ(β [(log π − log π_ref)(y_w) − (log π − log π_ref)(y_l)]), ``[P]``.
+
+    Args:
+        chosen: log π(y_w|x), summed over the tokens of the response, ``[P]``.
+        rejected: log π(y_l|x), ``[P]``.
+        ref_chosen: log π_ref(y_w|x), ``[P]``.
+        ref_rejected: log π_ref(y_l|x), ``[P]``.
+        beta: β.
+
+    Source: Rafailov et al. (2305.18290).
+    """
+    return -torch.nn.functional.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """KL estimate per token k1 = log p - log p_ref, [N], in nats; unbiased, may be negative.
 

@@ -1,8 +1,9 @@
-"""POAD beside NTPO and TWOSOME on Overcooked (tomato salad).
+"""POAD beside NTPO and TWOSOME on Overcooked (tomato salad), with short and with long actions.
 
-All three start from the same model of each seed, which has learned the words from an expert that plays at random in
-half of its turns, and choose among the same admissible actions. Only `algo.method` differs. Prints the table and
-draws the picture of docs/learning.md.
+The long actions do the same in four times the words. Each seed has a model for each length, which has learned to
+write from an expert that plays at random in most of its turns; the three methods start from it. POAD and NTPO write
+freely, TWOSOME chooses among the admissible actions. Only `algo.method` and, with it, `algo.acting` differ. Prints
+the table and draws the picture of docs/learning.md.
 """
 
 from __future__ import annotations
@@ -12,67 +13,85 @@ from typing import Any
 
 import numpy as np
 import study
+from long_actions import FRAMES
 
 from agentgym.config import load, overlay
 
 METHODS = {"poad": "POAD", "ntpo": "NTPO", "twosome": "TWOSOME"}
-STEPS = 25
 
 
-def warm_start(seed: int, folder: Path) -> None:
-    """Learn the words."""
+def kitchen(length: str) -> dict[str, Any]:
+    """The environment."""
+    return {"env": {"id": "long_actions:study/LongOvercooked-v0", "kwargs": {"frame": length}}}
+
+
+def warm_start(length: str, seed: int, folder: Path) -> None:
+    """Learn to write."""
     from agentgym.trainers import sft
 
-    study.train(sft, overlay(load(study.CONFIGS / "overcooked_sft.yaml"), {"seed": seed}), folder)
+    changes = {**kitchen(length), "seed": seed, "eval": {"final_episodes": 1}}
+    study.train(sft, overlay(load(study.CONFIGS / "overcooked_sft.yaml"), changes), folder)
 
 
-def learn(method: str, seed: int, start: Path, folder: Path) -> None:
+def learn(length: str, method: str, seed: int, start: Path, folder: Path) -> None:
     """Reinforcement learning."""
     from agentgym.trainers import poad
 
+    acting = "restricted" if method == "twosome" else "free"
     changes = {
+        **kitchen(length),
         "model": {"path": str(start / "run" / "final")},
-        "algo": {"method": method},
-        "steps": STEPS,
+        "algo": {"method": method, "acting": acting},
         "seed": seed,
-        "save_every": 10,
-        "eval": {"final_episodes": 100},
+        "save_every": 4,
     }
     study.train(poad, overlay(load(study.CONFIGS / "poad.yaml"), changes), folder)
 
 
 def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
-    folders = {method: [out / f"{method}-{s}" for s in range(seeds)] for method in METHODS}
-    after = {method: np.array([study.result(f) for f in folders[method]]) for method in METHODS}
-    rows = [["start", study.percent([study.result(f, "before") for f in folders["poad"]]), "", ""]]
-    for method, name in METHODS.items():
-        each = ", ".join(f"{100 * x:.0f}" for x in after[method])
-        less = "" if method == "poad" else study.percent(after["poad"] - after[method])
-        rows.append([name, study.percent(after[method]), each, less])
-    print(study.table(["", "success, %", "each seed", "POAD's lead, points"], rows))
+    rows, panels, leads = [], [], {}
+    for length in FRAMES:
+        folders = {method: [out / f"{length}-{method}-{s}" for s in range(seeds)] for method in METHODS}
+        after = {method: np.array([study.result(f) for f in folders[method]]) for method in METHODS}
+        before = [study.result(f, "before") for f in folders["poad"]]
+        tokens = [study.result(f, "before", "tokens") / study.result(f, "before", "turns") for f in folders["poad"]]
+        leads[length] = after["poad"] - after["ntpo"]
+        rows.append([f"**{length}**, {np.mean(tokens):.1f} tokens an action", "", "", "", ""])
+        rows.append(["start", study.percent(before), "", "", ""])
+        for method, name in METHODS.items():
+            each = ", ".join(f"{100 * x:.0f}" for x in after[method])
+            less = "" if method == "poad" else study.percent(after["poad"] - after[method])
+            mean = [study.curve(f, "episode/success").mean() for f in folders[method]]
+            rows.append([name, study.percent(after[method]), each, less, study.percent(mean)])
 
-    def panel(axes: Any) -> None:
-        for colour, (method, name) in zip(study.COLOURS, METHODS.items(), strict=False):
-            study.band(axes, [study.curve(f, "episode/success") for f in folders[method]], name, colour)
-        axes.set(title="Overcooked, tomato salad", xlabel="training step", ylabel="success of training episodes")
+        def panel(axes: Any, folders: Any = folders, length: str = length) -> None:
+            for colour, (method, name) in zip(study.COLOURS, METHODS.items(), strict=False):
+                study.band(axes, [study.curve(f, "episode/success") for f in folders[method]], name, colour, window=3)
+            axes.set(title=f"{length} actions", xlabel="training step", ylabel="success of training episodes")
+            axes.set_ylim(0, 1.02)
 
-    study.figure([panel], study.DOCS / "poad.png")
+        panels.append(panel)
+    head = ["", "success after, %", "each seed", "POAD's lead, points", "mean success while training, %"]
+    print(study.table(head, rows))
+    print(f"lead over NTPO, long less short: {study.percent(leads['long'] - leads['short'])} points")
+    study.figure(panels, study.DOCS / "poad.png")
 
 
 def main() -> None:
     """Run what is missing and report."""
     args = study.arguments(__doc__, "poad")
     if args.run:
-        method, seed = args.run.split("-")
-        folder, start = args.out / args.run, args.out / f"start-{seed}"
+        length, method, seed = args.run.split("-")
+        folder, start = args.out / args.run, args.out / f"{length}-start-{seed}"
         if method == "start":
-            warm_start(int(seed), folder)
+            warm_start(length, int(seed), folder)
         else:
-            learn(method, int(seed), start, folder)
+            learn(length, method, int(seed), start, folder)
         return
-    study.run_all([f"start-{s}" for s in range(args.seeds)], args)
-    study.run_all([f"{method}-{s}" for s in range(args.seeds) for method in METHODS], args)
+    for s in range(args.seeds):
+        study.run_all([f"{length}-start-{s}" for length in FRAMES], args)
+        study.run_all([f"{length}-{method}-{s}" for method in METHODS for length in FRAMES], args)
     report(args.out, args.seeds)
 
 

@@ -1,0 +1,303 @@
+"""LSPO: its numbers, its gradient, games seen as abstract ones, and a run of all phases that is killed between them."""
+
+import asyncio
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from agentgym.envs.werewolf import raw_env
+from agentgym.envs.werewolf_game import State
+from agentgym.envs.werewolf_players import PLAYERS
+from agentgym.envs.werewolf_rules import ROLES, Rules
+from agentgym.trainers import lspo, lspo_pairs, lspo_play
+from agentgym.trainers.lspo_pairs import Ear, Pair, pairs_of
+from agentgym.trainers.lspo_play import StrategicPolicy
+
+from agentgym import store
+from agentgym.cfr_search import Game as AbstractGame
+from agentgym.config import load, overlay
+from agentgym.deep_cfr import DeepCFR, DeepCFRConfig
+from agentgym.embeddings import make_encoder
+from agentgym.errors import ConfigError
+from agentgym.latents import fit, relative
+from agentgym.learner import checkpoint, tiny
+from agentgym.learner.learner import Learner, OptimConfig
+from agentgym.learner.losses import dpo_loss
+from agentgym.learner.model import prepare
+from agentgym.learner.pack import pack
+from agentgym.policies.base import Generation, Request
+from agentgym.renderer import ByteTokenizer, Renderer
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return make_encoder("minilm")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A model that has learned nothing; it knows the words."""
+    words = ["I am the Seer. I think player_0 is a Werewolf. kill see save vote abstain night discussion vote alive"]
+    tokenizer = tiny.train_tokenizer(words * 3, 300)
+    model = tiny.build_model(tokenizer, seed=1, hidden=32, layers=1, heads=2)
+    folder = tmp_path_factory.mktemp("start") / "model"
+    checkpoint.save_model(folder, model, tokenizer)
+    return folder
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "reference", "beta", "loss"),
+    [
+        ((-12, -15), (-13, -14), 0.1, 0.598139),
+        ((-13, -14), (-13, -14), 0.1, 0.693147),
+        ((-12, -15), (-13, -14), 0.05, 0.644397),
+        ((-12, -15), (-13, -14), 0.2, 0.513015),
+        ((-30, -25), (-28, -26), 0.1, 0.854355),
+    ],
+)
+def test_dpo_has_the_numbers_of_the_specification(policy, reference, beta, loss):
+    chosen, rejected = (torch.tensor([float(x)], requires_grad=True) for x in policy)
+    got = dpo_loss(chosen, rejected, *(torch.tensor([float(x)]) for x in reference), beta=beta)
+    assert float(got.detach()) == pytest.approx(loss, abs=1e-6)
+    got.sum().backward()
+    weight = beta * (1 - math.exp(-loss))  # σ(−m) = 1 − exp(−loss)
+    assert (float(chosen.grad), float(rejected.grad)) == pytest.approx((-weight, weight), abs=1e-6)
+
+
+def test_pairs_compare_the_best_with_the_worst_strategy():
+    scores = [0.4, 0.4, -0.2]
+    assert pairs_of([1, 1, 2], scores) == [(0, 2)]
+    assert pairs_of([1, 1, 2], scores, prefer="low_regret") == [(2, 0)]
+    assert pairs_of([1, 1, 2], scores, rule="all") == [(0, 2), (1, 2)]
+    assert pairs_of([2, 2, 2], [0.1, 0.2, 0.3]) == []
+    assert pairs_of([1, 2], [0.5, 0.5 + 1e-9]) == []
+    assert pairs_of([], []) == []
+
+
+def test_the_sign_that_wins_is_the_default():
+    """Rock-paper-scissors against Rock 0.6, Paper 0.2, Scissors 0.2: the preferred strategy must be Paper."""
+    payoff = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    values = payoff @ [0.6, 0.2, 0.2]
+    regrets = values - values.mean()  # of the uniform strategy
+    assert pairs_of([0, 1, 2], regrets)[0][0] == 1
+    assert pairs_of([0, 1, 2], regrets, prefer="low_regret")[0][0] != 1
+
+
+# ---- the gradient ----------------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start):
+    from transformers import LlamaForCausalLM
+
+    pairs = [
+        Pair("a", "player_0", [7, 8, 9, 10, 11, 12], [20, 21, 22], [23, 24], 1.0),
+        Pair("b", "player_1", [7, 8, 9, 30], [31], [20, 21, 22, 23, 24], 0.5),
+    ]
+    model = prepare(LlamaForCausalLM.from_pretrained(start))
+    rows = lspo_pairs.dpo_rows(pairs)
+    lspo_pairs.add_reference(model, rows, 10**6)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.sin(torch.arange(parameter.numel()).float()).view_as(parameter))
+    stock = LlamaForCausalLM.from_pretrained(start)
+    reference = LlamaForCausalLM.from_pretrained(start)
+    stock.load_state_dict(model.state_dict())
+
+    def logp(of, prompt, answer):
+        ids = torch.tensor([prompt + answer])
+        out = of(ids).logits[0].log_softmax(-1)
+        return sum(out[len(prompt) + j - 1, token] for j, token in enumerate(answer))
+
+    by_hand = 0
+    for pair in pairs:
+        margin = sum(
+            sign * (logp(stock, pair.prompt, answer) - logp(reference, pair.prompt, answer).detach())
+            for sign, answer in ((1, pair.chosen), (-1, pair.rejected))
+        )
+        by_hand = by_hand - torch.nn.functional.logsigmoid(0.3 * margin) / len(pairs)
+    by_hand.backward()
+
+    for budget in (10**6, 16):  # together, and one pair a micro-batch
+        learner = Learner(model, OptimConfig(lr=1e-9, grad_clip=1e9))
+        grads = {}
+        learner.optimizer.register_step_pre_hook(
+            lambda *_, grads=grads: grads.update({n: p.grad.clone() for n, p in model.named_parameters()})
+        )
+        metrics = learner.step(pack(rows, budget), lspo_pairs.make_loss(0.3))
+        assert metrics["optim/loss"] == pytest.approx(float(by_hand), rel=1e-5)
+        for name, parameter in stock.named_parameters():
+            assert torch.allclose(grads[name], parameter.grad, rtol=1e-4, atol=1e-6), name
+
+
+# ---- games as abstract games -----------------------------------------------------------------------------
+
+
+def played(seed, **settings):
+    env = raw_env(brief=True, **settings)
+    env.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    seen = []
+    while not any(env.terminations.values()) and not any(env.truncations.values()):
+        info = env.infos[env.agent_selection]
+        if "vector" in info and info["phase"] == "discussion":
+            seen.append(info["vector"])
+        env.step(PLAYERS["scripted"](info["view"], rng))
+    return env, seen
+
+
+@pytest.fixture(scope="module")
+def latents(encoder):
+    """What scripted players say, clustered."""
+    said = {role: [] for role in range(len(ROLES))}
+    for seed in range(20):
+        env, _ = played(seed)
+        for (_, seat), text in env.speeches.items():
+            said[env.game.roles[seat]].append(relative(text, seat, 7))
+    return fit(said, (3, 2, 2, 2), encoder, 0, 6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_game_in_text_is_the_same_abstract_game(latents, seed):
+    rules = Rules(latents=latents.counts, codebook=latents.codebook)
+    ear = Ear(latents, 7)
+    plain, _ = played(seed)
+    info = plain.infos["player_0"]
+    said = {(number, seat): text for number, seat, text in json.loads(info["speeches"])}
+    actions = [int(a) for a in info["actions"].split()]
+    moments = list(lspo_pairs.speeches_of(actions, said, rules, ear))
+    assert [m.text for m in moments] == list(plain.speeches.values())
+
+    hearing, vectors = played(seed, latents=latents.counts, codebook=latents.codebook, listener=ear)
+    assert (hearing.speeches, hearing.actions) == (plain.speeches, plain.actions)
+    assert np.array_equal([m.state.tensor(m.seat) for m in moments], vectors)
+    assert hearing.game.totals == plain.game.totals
+
+
+# ---- runs ------------------------------------------------------------------------------------------------
+
+
+def settings(start, **changes):
+    values = {
+        "game": {"players": 4, "brief": True, "history": "new", "parse_retries": 1, "max_rounds": 2},
+        "model": {"path": str(start), "threads": 1},
+        "rollout": {"max_new_tokens": 5, "context_limit": 700, "concurrency": 3, "max_turns": 40},
+        "optim": {"lr": 1e-3},
+        "lspo": {"iterations": 2, "games": 5, "cfr_iterations": 2, "batch": 4, "public_codes": 4},
+        "cfr": {"traversals": 2, "hidden": [16], "steps": 5, "batch": 32, "capacity": 4000, "policy_capacity": 4000},
+        "measure": {"games": 2},
+    }
+    return lspo.make_config(overlay(values, changes))
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_run_can_be_stopped_after_every_phase_and_resumed(start, tmp_path):
+    results = lspo.main(settings(start), tmp_path / "whole")
+    assert set(results) == {"before", "step_00001", "after"}
+    parts = tmp_path / "parts"
+    for number, phase in enumerate((*lspo.PHASES, "tune", "measure")):
+        lspo.main(settings(start, stop_after=phase), parts, resume=number > 0)
+        assert (parts / f"iteration_{1 + number // len(lspo.PHASES)}" / f"{phase}.json").exists()
+    assert not (parts / "final").exists()
+    lspo.main(settings(start), parts, resume=True)
+    one, other, first = (weights(folder) for folder in (tmp_path / "whole" / "final", parts / "final", start))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(not torch.equal(one[name], first[name]) for name in one)
+
+    pairs = [json.loads(line) for line in (parts / "iteration_1" / "pairs.jsonl").read_text().splitlines()]
+    games = [t for f in sorted((parts / "iteration_1").glob("games_*")) for t in store.read(f)]
+    assert len(games) == 4 * 5
+    assert pairs
+    assert all(pair["gap"] > 0 and pair["chosen"] != pair["rejected"] for pair in pairs)
+    spoken = {tuple(c.ids) for t in games for turn in t.turns for c in turn.candidates}
+    assert all(tuple(pair[kind]) in spoken for pair in pairs for kind in ("chosen", "rejected"))
+    assert all(len(turn.candidates) in (0, 3) for t in games for turn in t.turns)
+    assert (parts / "report.html").exists()
+
+
+class Canned:
+    """A model that answers in turn; only what the policies here ask for."""
+
+    def __init__(self, answers):
+        self.answers, self.renderer, self.live = answers, Renderer(ByteTokenizer()), True
+
+    def open(self):
+        return self
+
+    async def generate(self, request):
+        ids = self.renderer.encode_reply(self.answers[int(request.rng.integers(len(self.answers)))])
+        return Generation(ids, [0.0] * len(ids), 0, "stop")
+
+
+def test_a_strategy_decides_where_the_mode_says_so(latents):
+    rules = Rules(latents=latents.counts, codebook=latents.codebook)
+    ear = Ear(latents, 7)
+    game = AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
+    solver = DeepCFR(game, DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999))
+    with pytest.raises(ConfigError, match="no average strategy"):
+        StrategicPolicy(Canned([]), solver, ear)
+    solver.step()
+    solver.fit_average()
+    answers = ["I have nothing to say.", "I am the Seer.", "I think player_3 is a Werewolf."]
+    env = lspo_play.table({"brief": True}, rules, ear)
+    env.reset(seed=0)
+    phases = {}
+    while len(phases) < 3:
+        info = env.infos[env.agent_selection]
+        phases.setdefault(info["phase"], dict(info))
+        env.step(PLAYERS["scripted"](info["view"], np.random.default_rng(0)))
+
+    def ask(mode, phase, number):
+        session = StrategicPolicy(Canned(answers), solver, ear, mode).open()
+        request = Request([1], 99, np.random.default_rng(number), info=phases[phase])
+        return Renderer(ByteTokenizer()).decode_reply(asyncio.run(session.generate(request)).ids)
+
+    for phase in ("night", "vote"):
+        info = phases[phase]
+        mask = info["mask"].astype(bool)
+        sigma = solver.average(info["vector"][None], mask[None])[0][mask]
+        drawn = Counter(ask("hybrid", phase, number) for number in range(600))
+        for command, p in zip(info["admissible_commands"], sigma, strict=True):
+            assert drawn[command] / 600 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 600) + 1e-9)
+        assert ask("llm", phase, 0) in answers
+    seat, role = phases["discussion"]["view"].seat, ROLES.index(phases["discussion"]["role"])
+    of = {text: ear(seat, role, text)[0] for text in answers}
+    said = Counter(of[ask("rerank", "discussion", number)] for number in range(200))
+    assert set(said) <= set(of.values())
+    assert {ask("hybrid", "discussion", number) for number in range(30)} == set(answers)
+
+
+def test_wrong_settings_are_named(start):
+    for changes, message in (
+        ({"lspo": {"candidates": 1}}, "lspo.candidates is 1"),
+        ({"lspo": {"latents": [3, 2]}}, "lspo.latents must be four"),
+        ({"game": {"codebook": []}}, "game.codebook is LSPO's to set"),
+        ({"game": {"seats": 3}}, "game: .*seats"),
+        ({"game": {"history": "all"}}, "context=append"),
+        ({"measure": {"opponent": "nobody"}}, "measure.opponent"),
+        ({"rollout": {"temperature": 0.0}}, "temperature above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings(start, **changes)
+
+
+def test_the_example_is_a_config():
+    assert lspo.make_config(load(EXAMPLES / "lspo.yaml")).cfr.depth == 2
