@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -31,8 +31,6 @@ except ModuleNotFoundError as error:
 
 ID = "agentgym/Werewolf-v0"
 
-Listener = Callable[[int, int, str], tuple[int, int]]
-
 
 def env(**kwargs: Any) -> AECEnv[str, Any, Any]:
     """A `raw_env` that refuses calls in the wrong order; the arguments are those of `raw_env`."""
@@ -51,10 +49,11 @@ class raw_env(AECEnv):
     chance decides among the legal actions, or nothing is said. An illegal number is replaced by chance at once.
 
     ``infos[agent]``: ``role``; for the seat to move also ``phase``, ``instructions``, ``admissible_commands`` (empty
-    for a speech), ``invalid`` if its answer was refused and why, and the ``view`` that scripted players read or,
-    without ``text``, the ``text`` of the observation; at the end ``won``, ``winner``, ``metrics``, ``actions`` (all
-    that was decided and drawn, as numbers that `agentgym.envs.werewolf_game.State` plays again) and ``speeches``
-    (round, seat and text of each, as JSON).
+    for a speech) and ``invalid`` if its answer was refused and why. Without ``text`` there is the ``text`` of the
+    observation; with it the ``view`` that scripted players read, ``brief``, and ``record``: all that was decided and
+    drawn so far, as numbers that `agentgym.envs.werewolf_game.State` plays again, and the speeches by round and seat
+    (it holds secrets: a player may use what `State.tensor` makes of it for its own seat). At the end ``won``,
+    ``winner``, ``metrics``, and the record as ``actions`` and ``speeches`` (JSON).
     """
 
     metadata = {"name": "werewolf_v0", "render_modes": ["ansi"], "is_parallelizable": False}  # noqa: RUF012
@@ -73,7 +72,6 @@ class raw_env(AECEnv):
         abstain: bool = True,
         latents: Sequence[int] = (3, 2, 2, 2),
         codebook: Codebook | None = None,
-        listener: Listener | None = None,
         render_mode: str | None = None,
     ):
         """Check the arguments.
@@ -90,11 +88,7 @@ class raw_env(AECEnv):
             max_rounds: The game is truncated after so many rounds.
             abstain: Whether a vote may name nobody.
             latents: Latent strategies of Werewolf, Seer, Doctor, Villager, where ``text`` is False.
-            codebook: What is heard of a latent strategy (`agentgym.envs.werewolf_rules`); with ``text`` only beside
-                a listener.
-            listener: Seat, its role, and text of a speech -> the latent strategy and the public code that it is;
-                ``latents`` and ``codebook`` then count in text as well, and ``infos`` hold ``vector``, ``mask`` and
-                ``brief`` for the seat to move.
+            codebook: What is heard of a latent strategy (`agentgym.envs.werewolf_rules`); only without ``text``.
             render_mode: None or ``ansi``.
 
         Raises:
@@ -106,13 +100,11 @@ class raw_env(AECEnv):
             raise unknown("render_mode", str(render_mode), ["ansi"])
         if parse_retries < 0 or max_speech < 1:
             raise ConfigError(f"parse_retries {parse_retries} and max_speech {max_speech} must be at least 0 and 1")
-        if listener and not (text and codebook):
-            raise ConfigError("listener hears speeches as codes: it needs text=True and a codebook")
-        if text and not listener:
+        if text:
             latents, codebook = (1,) * len(ROLES), None
         self.rules = Rules(players, parity, rewards, latents, codebook, abstain, max_rounds)
         self.text, self.brief, self.history, self.render_mode = bool(text), bool(brief), history, render_mode
-        self.parse_retries, self.max_speech, self.listener = parse_retries, max_speech, listener
+        self.parse_retries, self.max_speech = parse_retries, max_speech
         self.instructions = words.instructions(self.rules, self.brief)
         self.possible_agents = [words.name(seat) for seat in range(players)]
         self.agents: list[str] = []
@@ -194,10 +186,7 @@ class raw_env(AECEnv):
             self._counts["decisions"] += 1
             self._tries, self._error = 0, ""
             before = game.totals
-            speaks = self.text and game.phase == TALK
-            self._play(decided, game.rules.n + 1 if speaks else decided)
-            if self._heard is not None:
-                game.play(self._heard)
+            self._play(decided)
             while game.player() == CHANCE:
                 self._play(game.sample_chance(self._rng))
             if before is not game.totals:
@@ -209,15 +198,13 @@ class raw_env(AECEnv):
         if self._refused:
             self.infos[agent]["invalid"] = self._refused
 
-    def _play(self, action: int, noted: int | None = None) -> None:
-        """Move, and note it; a speech in text is noted as that alone, whatever a listener makes of it."""
-        self.actions.append(action if noted is None else noted)
+    def _play(self, action: int) -> None:
+        self.actions.append(action)
         self.game.play(action)
 
     def _read(self, agent: str, action: Any) -> int | None:
         """The action as a number, or None if the seat is asked again; a speech is kept."""
         game, legal = self.game, self.game.legal()
-        self._heard: int | None = None
         self._counts["parse/answers"] += 1
         if not self.text:
             if isinstance(action, int | np.integer) and int(action) in legal:
@@ -239,11 +226,7 @@ class raw_env(AECEnv):
         else:
             decided = legal[commands.index(parsed.action)] if commands else legal[0]
         if game.phase == TALK:
-            seat = self._seat_of[agent]
-            self.speeches[game.round, seat] = said = words.clean(parsed.action or "", self.max_speech)
-            if self.listener:
-                latent, self._heard = self.listener(seat, game.roles[seat], said)
-                decided = legal[latent]
+            self.speeches[game.round, self._seat_of[agent]] = words.clean(parsed.action or "", self.max_speech)
         return decided
 
     def _fallback(self, agent: str, legal: list[int]) -> int:
@@ -269,9 +252,7 @@ class raw_env(AECEnv):
             if not self.text:
                 self.infos[agent]["text"] = self._told_to(seen)
             else:
-                self.infos[agent]["view"] = seen
-            if self.listener:
-                self.infos[agent] |= {"vector": game.tensor(seat), "mask": game.mask(seat), "brief": self.brief}
+                self.infos[agent] |= {"view": seen, "brief": self.brief, "record": (self.actions, self.speeches)}
             return
         over = game.winner == TRUNCATED
         self.truncations = dict.fromkeys(self.agents, over)

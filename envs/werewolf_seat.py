@@ -69,7 +69,7 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         Raises:
             ConfigError: A wrong argument.
         """
-        if abstract := sorted({"text", "latents", "codebook", "listener"} & game.keys()):
+        if abstract := sorted({"text", "latents", "codebook"} & game.keys()):
             raise ConfigError(f"{abstract[0]} is of no use here: a seat is played in text")
         if render_mode not in (None, "ansi"):
             raise unknown("render_mode", str(render_mode), ["ansi"])

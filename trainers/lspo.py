@@ -22,10 +22,9 @@ done again. What the paper leaves open, and how it is filled here: docs/algorith
 
 from __future__ import annotations
 
-import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +36,7 @@ from agentgym.envs.werewolf_players import PLAYERS, PlayerPolicy
 from agentgym.envs.werewolf_rules import ROLES, Rules
 from agentgym.trainers import lspo_pairs
 from agentgym.trainers.lspo_pairs import Ear, Judge, Pair, PairRule, Prefer, Record
-from agentgym.trainers.lspo_play import Mode, StrategicPolicy, table
+from agentgym.trainers.lspo_play import Mode, StrategicPolicy
 
 from agentgym import latents, latents_file, seeding, store
 from agentgym.cfr_search import Game as AbstractGame
@@ -166,7 +165,7 @@ class Config:
             raise ConfigError(
                 "candidates are sampled from the whole distribution: rollout.top_p=1, temperature above 0"
             )
-        for name in ("text", "latents", "codebook", "listener"):
+        for name in ("text", "latents", "codebook"):
             if name in self.game:
                 raise ConfigError(f"game.{name} is LSPO's to set: leave it out")
         try:
@@ -231,21 +230,13 @@ class Job:
     def _checkpoint(self, iteration: int) -> Path:
         return self.run.dir / "checkpoints" / f"step_{iteration:05d}"
 
-    def play(
-        self,
-        seats: Mapping[str, Seat],
-        sides: tuple[str, str],
-        seed: int,
-        step: int,
-        games: range,
-        make_env: Callable[[], Any] | None = None,
-    ) -> list[Game]:
+    def play(self, seats: Mapping[str, Seat], sides: tuple[str, str], seed: int, step: int, games: range) -> list[Game]:
         """Play games; the Werewolves have the first of the seats named, the village the second."""
 
         def assign(_: object, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             return {agent: sides[info["role"] != ROLES[0]] for agent, info in infos.items()}
 
-        played = SelfPlay(make_env or (lambda: raw_env(**self.cfg.game)), seats, self.cfg.rollout, assign)
+        played = SelfPlay(lambda: raw_env(**self.cfg.game), seats, self.cfg.rollout, assign)
         return played.collect(group_tasks(seed, step, len(games), 1, games.start))
 
     def rules(self, found: latents.Latents) -> Rules:
@@ -270,6 +261,12 @@ class Job:
         made = DeepCFR(game, self.cfg.cfr, seeding.env_seed(self.cfg.seed, iteration, 0))
         made.resume(self.folder(iteration) / "cfr")
         return made
+
+    def player(self, iteration: int, mode: Mode) -> StrategicPolicy:
+        """The model as it stands, with the strategy of an iteration."""
+        known = self.latents(iteration)
+        rules, solver = self.rules(known), self.solver(iteration, known)
+        return StrategicPolicy(self.policy, solver, rules, Ear(known, rules.n), mode, self.cfg.lspo.candidates)
 
 
 def _role(state: Any, seat: int) -> int:
@@ -390,18 +387,14 @@ def measure(job: Job, iteration: int) -> dict[str, float]:
         return {}
     job.become(iteration)
     ours: Policy = job.policy
-    make_env = None
     if iteration and settings.mode != "llm":
-        known = job.latents(iteration)
-        rules, ear = job.rules(known), Ear(known, job.env.rules.n)
-        ours = StrategicPolicy(ours, job.solver(iteration, known), ear, settings.mode, job.cfg.lspo.candidates)
-        make_env = functools.partial(table, job.cfg.game, rules, ear)
+        ours = job.player(iteration, settings.mode)
     opponent = PlayerPolicy(settings.opponent, job.env.brief)
     seats = {"model": Seat(ours, context=job.cfg.context), "opponent": Seat(opponent)}
     shown: list[Trajectory] = []
     found: dict[str, float] = {}
     for name, sides in (("wolves", ("model", "opponent")), ("village", ("opponent", "model"))):
-        games = job.play(seats, sides, settings.seed, 0, range(settings.games), make_env)
+        games = job.play(seats, sides, settings.seed, 0, range(settings.games))
         one = [next(t for t in g.trajectories.values() if t.info["seat"] == "model" and t.turns) for g in games]
         won = summarise("lspo", settings.seed, one).success
         found |= {f"wins/{name}": won.mean, f"wins/{name}_lo": won.ci95[0], f"wins/{name}_hi": won.ci95[1]}

@@ -3,7 +3,7 @@
 | equation                                                     | function        |
 |--------------------------------------------------------------|-----------------|
 | c(x), the latent strategy of a speech                        | `Ear`           |
-| x(I), the abstract game's view of a moment of a real game    | `speeches_of`   |
+| x(I), the abstract game's view of a moment of a real game    | `abstract`      |
 | s_j = V_ρ(x)[c_j], the regret of candidate j's latent        | `Judge`         |
 | (y_w, y_l) = (argmax_j s_j, argmin_j s_j)                    | `pairs_of`      |
 | −log σ(β [(log π − log π_ref)(y_w) − (log π − log π_ref)(y_l)]) | `dpo_rows`, `make_loss`, `losses.dpo_loss` |
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,7 +104,7 @@ class Ear:
             self._code.update(zip(new, self.latents.codes(new).tolist(), strict=True))
 
     def __call__(self, seat: int, role: int, text: str) -> tuple[int, int]:
-        """The latent strategy and the public code of what a seat said: the ``listener`` of `agentgym.envs.werewolf`."""
+        """The latent strategy and the public code of what a seat said."""
         heard = relative(text, seat, self.players)
         self.learn(role, [heard])
         return self._latent[role, heard], self._code[heard]
@@ -116,24 +116,27 @@ def statement(text: str, brief: bool, most: int) -> str | None:
     return None if parsed.action is None else clean(parsed.action, most)
 
 
-def speeches_of(
+def abstract(
     actions: Sequence[int], said: Mapping[tuple[int, int], str], rules: Rules, ear: Ear
-) -> Iterator[Speech]:
-    """Play a recorded game again as the abstract game, each speech as its latent strategy and public code.
+) -> tuple[State, list[Speech]]:
+    """Play a game of text again as the abstract game, each speech as its latent strategy and public code.
 
     Args:
-        actions: ``infos[agent]["actions"]`` of a game in text, played without a listener.
+        actions: All that was decided and drawn, as ``infos[agent]`` of `agentgym.envs.werewolf` tells.
         said: Round and seat -> the speech.
-        rules: Rules of the abstract game; the recorded one differs in its speeches only.
+        rules: Rules of the abstract game; those of the game of text differ in speeches only.
         ear: Hears them.
+
+    Returns:
+        The abstract game where the actions end, and the moments in which somebody spoke.
     """
     plain = State(Rules(rules.n, rules.parity, rules.rewards, (1, 1, 1, 1), None, rules.abstain, rules.max_rounds))
-    state = State(rules)
+    state, speeches = State(rules), []
     for action in actions:
         if plain.player() != CHANCE and plain.phase == TALK:
             seat = plain.player()
             text = said[plain.round, seat]
-            yield Speech(state.copy(), seat, text)
+            speeches.append(Speech(state.copy(), seat, text))
             latent, code = ear(seat, state.roles[seat], text)
             state.play(rules.n + 1 + latent)
             if rules.codes:
@@ -141,6 +144,7 @@ def speeches_of(
         else:
             state.play(action)
         plain.play(action)
+    return state, speeches
 
 
 @dataclass
@@ -245,7 +249,7 @@ class Judge:
         found: list[Pair] = []
         spoken = [[turn for turn in t.turns if turn.candidates and turn.parse_error is None] for t in game.seats]
         counts = dict.fromkeys(COUNTS, 0.0)
-        for speech in speeches_of(game.actions, game.said, self.rules, self.ear):
+        for speech in abstract(game.actions, game.said, self.rules, self.ear)[1]:
             counts["speeches"] += 1
             trajectory, turns = game.seats[speech.seat], spoken[speech.seat]
             if not turns or self._statement(turns[0].text) != speech.text:

@@ -15,10 +15,9 @@ import math
 from typing import Any, Literal
 
 import numpy as np
-from agentgym.envs.werewolf import raw_env
 from agentgym.envs.werewolf_rules import ROLES, Rules
 from agentgym.envs.werewolf_text import write_action
-from agentgym.trainers.lspo_pairs import Ear, statement
+from agentgym.trainers.lspo_pairs import Ear, abstract, statement
 
 from agentgym.deep_cfr import DeepCFR
 from agentgym.errors import ConfigError
@@ -30,20 +29,24 @@ Mode = Literal["llm", "hybrid", "rerank"]
 class StrategicPolicy:
     """A language model that lets a strategy of the abstract game decide; for evaluation, not to be trained on.
 
-    Its games need `table`'s environments, which hear speeches.
+    It plays in `agentgym.envs.werewolf` in text: the game so far is played again as the abstract one, of which the
+    strategy sees what its own seat may know.
 
     Attributes:
         inner: The language model.
         mode: See above.
     """
 
-    def __init__(self, inner: Policy, solver: DeepCFR, ear: Ear, mode: Mode = "hybrid", candidates: int = 3):
+    def __init__(
+        self, inner: Policy, solver: DeepCFR, rules: Rules, ear: Ear, mode: Mode = "hybrid", candidates: int = 3
+    ):
         """Join a model and a strategy.
 
         Args:
             inner: The language model.
             solver: Its average strategy decides; `DeepCFR.fit_average` has been called.
-            ear: Hears candidates.
+            rules: Of the abstract game.
+            ear: Hears what is said, and candidates.
             mode: llm, hybrid or rerank.
             candidates: N.
 
@@ -52,7 +55,8 @@ class StrategicPolicy:
         """
         if solver.average_net is None:
             raise ConfigError("the solver has no average strategy yet: call fit_average first")
-        self.inner, self.solver, self.ear, self.mode, self.candidates = inner, solver, ear, mode, candidates
+        self.inner, self.solver, self.rules, self.ear = inner, solver, rules, ear
+        self.mode, self.candidates = mode, candidates
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -87,8 +91,10 @@ class StrategicSession:
         speaks = info["phase"] == "discussion"
         if policy.mode == "llm" or (speaks and policy.mode == "hybrid"):
             return await self._inner.generate(request)
-        mask = np.asarray(info["mask"], bool)
-        sigma = policy.solver.average(np.asarray(info["vector"])[None], mask[None])[0]
+        state, _ = abstract(*info["record"], policy.rules, policy.ear)
+        seat = state.player()
+        mask = state.mask(seat).astype(bool)
+        sigma = policy.solver.average(state.tensor(seat)[None], mask[None])[0]
         if speaks:
             found = [await self._inner.generate(request) for _ in range(policy.candidates)]
             return found[self._spoken(request, found, sigma)]
@@ -119,14 +125,3 @@ def _normed(weights: np.ndarray) -> np.ndarray:
     """Weights as probabilities; uniform where all are 0."""
     weights = np.asarray(weights, float)
     return weights / weights.sum() if weights.sum() > 0 else np.full(len(weights), 1 / len(weights))
-
-
-def table(game: dict[str, Any], rules: Rules, ear: Ear) -> Any:
-    """An environment that hears speeches, so that players can be told the abstract game's view.
-
-    Args:
-        game: Arguments of `agentgym.envs.werewolf.raw_env`.
-        rules: Of the abstract game.
-        ear: Hears them.
-    """
-    return raw_env(**game, latents=rules.latents, codebook=rules.codebook, listener=ear)

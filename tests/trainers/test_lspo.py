@@ -1,6 +1,7 @@
 """LSPO: its numbers, its gradient, games seen as abstract ones, and a run of all phases that is killed between them."""
 
 import asyncio
+import copy
 import json
 import math
 from collections import Counter
@@ -13,8 +14,8 @@ from agentgym.envs.werewolf import raw_env
 from agentgym.envs.werewolf_game import State
 from agentgym.envs.werewolf_players import PLAYERS
 from agentgym.envs.werewolf_rules import ROLES, Rules
-from agentgym.trainers import lspo, lspo_pairs, lspo_play
-from agentgym.trainers.lspo_pairs import Ear, Pair, pairs_of
+from agentgym.trainers import lspo, lspo_pairs
+from agentgym.trainers.lspo_pairs import Ear, Pair, abstract, pairs_of
 from agentgym.trainers.lspo_play import StrategicPolicy
 
 from agentgym import store
@@ -150,13 +151,9 @@ def played(seed, **settings):
     env = raw_env(brief=True, **settings)
     env.reset(seed=seed)
     rng = np.random.default_rng(seed)
-    seen = []
     while not any(env.terminations.values()) and not any(env.truncations.values()):
-        info = env.infos[env.agent_selection]
-        if "vector" in info and info["phase"] == "discussion":
-            seen.append(info["vector"])
-        env.step(PLAYERS["scripted"](info["view"], rng))
-    return env, seen
+        env.step(PLAYERS["scripted"](env.infos[env.agent_selection]["view"], rng))
+    return env
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,7 @@ def latents(encoder):
     """What scripted players say, clustered."""
     said = {role: [] for role in range(len(ROLES))}
     for seed in range(20):
-        env, _ = played(seed)
+        env = played(seed)
         for (_, seat), text in env.speeches.items():
             said[env.game.roles[seat]].append(relative(text, seat, 7))
     return fit(said, (3, 2, 2, 2), encoder, 0, 6)
@@ -172,19 +169,20 @@ def latents(encoder):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_game_in_text_is_the_same_abstract_game(latents, seed):
-    rules = Rules(latents=latents.counts, codebook=latents.codebook)
-    ear = Ear(latents, 7)
-    plain, _ = played(seed)
-    info = plain.infos["player_0"]
+    rules, ear = Rules(latents=latents.counts, codebook=latents.codebook), Ear(latents, 7)
+    env = played(seed)
+    info = env.infos["player_0"]
     said = {(number, seat): text for number, seat, text in json.loads(info["speeches"])}
     actions = [int(a) for a in info["actions"].split()]
-    moments = list(lspo_pairs.speeches_of(actions, said, rules, ear))
-    assert [m.text for m in moments] == list(plain.speeches.values())
-
-    hearing, vectors = played(seed, latents=latents.counts, codebook=latents.codebook, listener=ear)
-    assert (hearing.speeches, hearing.actions) == (plain.speeches, plain.actions)
-    assert np.array_equal([m.state.tensor(m.seat) for m in moments], vectors)
-    assert hearing.game.totals == plain.game.totals
+    state, moments = abstract(actions, said, rules, ear)
+    assert (state.returns(), state.roles, state.votes) == (list(env.game.totals), env.game.roles, env.game.votes)
+    assert [m.text for m in moments] == list(env.speeches.values())
+    for (_, seat), moment in zip(said, moments, strict=True):
+        assert (moment.seat, moment.state.player(), moment.state.totals) == (seat, seat, moment.state.totals)
+    for number, codes in enumerate(codes for _, codes in state.talks):
+        heard = {seat: code for seat, code in enumerate(codes) if code >= 0}
+        speakers = {seat: said[number + 1, seat] for seat in heard}
+        assert heard == {seat: ear(seat, state.roles[seat], text)[1] for seat, text in speakers.items()}
 
 
 # ---- runs ------------------------------------------------------------------------------------------------
@@ -253,27 +251,28 @@ def test_a_strategy_decides_where_the_mode_says_so(latents):
     game = AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
     solver = DeepCFR(game, DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999))
     with pytest.raises(ConfigError, match="no average strategy"):
-        StrategicPolicy(Canned([]), solver, ear)
+        StrategicPolicy(Canned([]), solver, rules, ear)
     solver.step()
     solver.fit_average()
     answers = ["I have nothing to say.", "I am the Seer.", "I think player_3 is a Werewolf."]
-    env = lspo_play.table({"brief": True}, rules, ear)
+    env = raw_env(brief=True)
     env.reset(seed=0)
     phases = {}
     while len(phases) < 3:
         info = env.infos[env.agent_selection]
-        phases.setdefault(info["phase"], dict(info))
+        phases.setdefault(info["phase"], copy.deepcopy(info))
         env.step(PLAYERS["scripted"](info["view"], np.random.default_rng(0)))
 
     def ask(mode, phase, number):
-        session = StrategicPolicy(Canned(answers), solver, ear, mode).open()
+        session = StrategicPolicy(Canned(answers), solver, rules, ear, mode).open()
         request = Request([1], 99, np.random.default_rng(number), info=phases[phase])
         return Renderer(ByteTokenizer()).decode_reply(asyncio.run(session.generate(request)).ids)
 
     for phase in ("night", "vote"):
         info = phases[phase]
-        mask = info["mask"].astype(bool)
-        sigma = solver.average(info["vector"][None], mask[None])[0][mask]
+        state, _ = abstract(*info["record"], rules, ear)
+        mask = state.mask(state.player()).astype(bool)
+        sigma = solver.average(state.tensor(state.player())[None], mask[None])[0][mask]
         drawn = Counter(ask("hybrid", phase, number) for number in range(600))
         for command, p in zip(info["admissible_commands"], sigma, strict=True):
             assert drawn[command] / 600 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 600) + 1e-9)
