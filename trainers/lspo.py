@@ -262,11 +262,11 @@ class Job:
         made.resume(self.folder(iteration) / "cfr")
         return made
 
-    def player(self, iteration: int, mode: Mode) -> StrategicPolicy:
-        """The model as it stands, with the strategy of an iteration."""
+    def player(self, policy: Policy, iteration: int, mode: Mode) -> StrategicPolicy:
+        """A model with the strategy of an iteration."""
         known = self.latents(iteration)
         rules, solver = self.rules(known), self.solver(iteration, known)
-        return StrategicPolicy(self.policy, solver, rules, Ear(known, rules.n), mode, self.cfg.lspo.candidates)
+        return StrategicPolicy(policy, solver, rules, Ear(known, rules.n), mode, self.cfg.lspo.candidates)
 
 
 def _role(state: Any, seat: int) -> int:
@@ -388,7 +388,7 @@ def measure(job: Job, iteration: int) -> dict[str, float]:
     job.become(iteration)
     ours: Policy = job.policy
     if iteration and settings.mode != "llm":
-        ours = job.player(iteration, settings.mode)
+        ours = job.player(ours, iteration, settings.mode)
     opponent = PlayerPolicy(settings.opponent, job.env.brief)
     seats = {"model": Seat(ours, context=job.cfg.context), "opponent": Seat(opponent)}
     shown: list[Trajectory] = []

@@ -22,6 +22,7 @@ from agentgym.trainers.lspo_pairs import Ear, abstract, statement
 from agentgym.deep_cfr import DeepCFR
 from agentgym.errors import ConfigError
 from agentgym.policies.base import Generation, Policy, Request, Session
+from agentgym.policies.engine import Engine
 
 Mode = Literal["llm", "hybrid", "rerank"]
 
@@ -60,6 +61,16 @@ class StrategicPolicy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the inner policy's turns."""
+        found: Engine = self.inner.engine  # type: ignore[attr-defined]
+        return found
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self.inner.engine = engine  # type: ignore[attr-defined]
 
     def open(self) -> StrategicSession:
         """Open a place for episodes."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from agentgym.errors import ConfigError
 from agentgym.policies.base import Generation, Policy, Request, Session
+from agentgym.policies.engine import Engine
 from agentgym.renderer import Renderer, Row
 from agentgym.types import Candidate, Message
 
@@ -46,6 +47,16 @@ class CandidatePolicy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the inner policy's turns."""
+        found: Engine = self.inner.engine  # type: ignore[attr-defined]
+        return found
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        self.inner.engine = engine  # type: ignore[attr-defined]
 
     def open(self) -> CandidateSession:
         """Open a place for episodes."""

@@ -17,6 +17,7 @@ from agentgym.envs.werewolf_rules import ROLES, Rules
 from agentgym.trainers import lspo, lspo_pairs
 from agentgym.trainers.lspo_pairs import Ear, Pair, abstract, pairs_of
 from agentgym.trainers.lspo_play import StrategicPolicy
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from agentgym import store
 from agentgym.cfr_search import Game as AbstractGame
@@ -31,7 +32,10 @@ from agentgym.learner.losses import dpo_loss
 from agentgym.learner.model import prepare
 from agentgym.learner.pack import pack
 from agentgym.policies.base import Generation, Request
-from agentgym.renderer import ByteTokenizer, Renderer
+from agentgym.policies.hf import HFPolicy
+from agentgym.renderer import ByteTokenizer, HFTokenizer, Renderer
+from agentgym.rollout import RolloutConfig, group_tasks
+from agentgym.selfplay import Seat, SelfPlay
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "configs"
 
@@ -102,8 +106,6 @@ def test_the_sign_that_wins_is_the_default():
 
 
 def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start):
-    from transformers import LlamaForCausalLM
-
     pairs = [
         Pair("a", "player_0", [7, 8, 9, 10, 11, 12], [20, 21, 22], [23, 24], 1.0),
         Pair("b", "player_1", [7, 8, 9, 30], [31], [20, 21, 22, 23, 24], 0.5),
@@ -300,3 +302,35 @@ def test_wrong_settings_are_named(start):
 
 def test_the_example_is_a_config():
     assert lspo.make_config(load(EXAMPLES / "lspo.yaml")).cfr.depth == 2
+
+
+def test_two_models_with_strategies_meet_in_one_engine(start, latents):
+    """The same games whatever the wrapper: the engine of the models inside is shared while they play."""
+    rules, ear = Rules(latents=latents.counts, codebook=latents.codebook), Ear(latents, 7)
+    game = AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
+    solver = DeepCFR(game, DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999))
+    solver.step()
+    solver.fit_average()
+
+    def games():
+        seats = {}
+        for name, seed in (("wolves", 1), ("village", 2)):
+            model = prepare(LlamaForCausalLM.from_pretrained(start))
+            with torch.no_grad():
+                model.lm_head.weight.add_(seed * 0.01)
+            policy = HFPolicy(model, Renderer(HFTokenizer(AutoTokenizer.from_pretrained(start))), name)
+            seats[name] = Seat(StrategicPolicy(policy, solver, rules, ear, "rerank"), context="window:1")
+
+        def assign(_, infos):
+            return {a: "wolves" if info["role"] == "Werewolf" else "village" for a, info in infos.items()}
+
+        config = RolloutConfig(max_new_tokens=4, context_limit=900, concurrency=2, max_turns=40)
+        table = SelfPlay(lambda: raw_env(brief=True, max_rounds=1), seats, config, assign)
+        return table.collect(group_tasks(0, 0, 3, 1))
+
+    one, other = games(), games()
+    for a, b in zip(one, other, strict=True):
+        for agent, trajectory in a.trajectories.items():
+            assert [t.text for t in trajectory.turns] == [t.text for t in b.trajectories[agent].turns]
+            logps = [np.array([x for s in t.segments for x in s.logps]) for t in (trajectory, b.trajectories[agent])]
+            assert np.array_equal(*logps, equal_nan=True)
