@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # scikit-learn, which transformers imports where it is installed, warns on a full disk before we can say so
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job that a script starts with &
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, _interrupt)
         return int(args.run(args) or 0)
     except AgentGymError as error:

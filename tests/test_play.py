@@ -22,9 +22,11 @@ GOOD = "helpers_broken_envs:broken/Good-v0"
 class Terminal:
     """The command line in a pseudo-terminal."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, ignored=()):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            for kind in ignored:
+                signal.signal(kind, signal.SIG_IGN)
             os.environ.update(PYTHONPATH=str(TESTS), TERM="dumb")
             os.execv(sys.executable, [sys.executable, "-m", "agentgym.cli", *arguments])
         self.seen = ""
@@ -69,8 +71,8 @@ def play():
     """Start the command line; what still runs when the test ends is killed."""
     started = []
 
-    def start(*arguments):
-        started.append(Terminal("play", *arguments))
+    def start(*arguments, ignored=()):
+        started.append(Terminal("play", *arguments, ignored=ignored))
         return started[-1]
 
     yield start
@@ -120,8 +122,9 @@ def test_ways_out(play, how, said, code):
     assert "Traceback" not in terminal.seen
 
 
-def test_a_terminated_program_says_so(play):
-    terminal = play(GOOD)
+@pytest.mark.parametrize("ignored", [(), (signal.SIGINT,)], ids=["usual", "in the background of a script"])
+def test_a_terminated_program_says_so(play, ignored):
+    terminal = play(GOOD, ignored=ignored)
     terminal.until("> ")
     terminal.ready()
     os.kill(terminal.pid, signal.SIGTERM)
