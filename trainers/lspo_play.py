@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from agentgym.envs.werewolf_rules import ROLES, Rules
@@ -21,13 +21,13 @@ from agentgym.trainers.lspo_pairs import Ear, abstract, statement
 
 from agentgym.deep_cfr import DeepCFR
 from agentgym.errors import ConfigError
+from agentgym.policies.around import AroundPolicy
 from agentgym.policies.base import Generation, Policy, Request, Session
-from agentgym.policies.engine import Engine
 
 Mode = Literal["llm", "hybrid", "rerank"]
 
 
-class StrategicPolicy:
+class StrategicPolicy(AroundPolicy):
     """A language model that lets a strategy of the abstract game decide; for evaluation, not to be trained on.
 
     It plays in `agentgym.envs.werewolf` in text: the game so far is played again as the abstract one, of which the
@@ -56,58 +56,21 @@ class StrategicPolicy:
         """
         if solver.average_net is None:
             raise ConfigError("the solver has no average strategy yet: call fit_average first")
-        self.inner, self.solver, self.rules, self.ear = inner, solver, rules, ear
-        self.mode, self.candidates = mode, candidates
+        super().__init__(inner)
+        self.solver, self.rules, self.ear, self.mode, self.candidates = solver, rules, ear, mode, candidates
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def engine(self) -> Engine:
-        """What computes the inner policy's turns."""
-        found: Engine = self.inner.engine  # type: ignore[attr-defined]
-        return found
-
-    @engine.setter
-    def engine(self, engine: Engine) -> None:
-        self.inner.engine = engine  # type: ignore[attr-defined]
-
-    def open(self) -> StrategicSession:
-        """Open a place for episodes."""
-        return StrategicSession(self, self.inner.open())
-
-
-class StrategicSession:
-    """A session of the model."""
-
-    def __init__(self, policy: StrategicPolicy, inner: Session):
-        self._policy, self._inner = policy, inner
-
-    @property
-    def live(self) -> bool:
-        """Whether the engine waits for this session."""
-        return self._inner.live
-
-    @live.setter
-    def live(self, value: bool) -> None:
-        self._inner.live = value
-
-    def begin(self, key: tuple[int, ...], group: str) -> None:
-        """Start an episode."""
-        self._inner.begin(key, group)
-
-    async def generate(self, request: Request) -> Generation:
-        """Write one turn."""
-        policy, info = self._policy, request.info
+    async def write(self, inner: Session, request: Request) -> Generation:
+        """Write a turn, or let σ decide."""
+        info = request.info
         speaks = info["phase"] == "discussion"
-        if policy.mode == "llm" or (speaks and policy.mode == "hybrid"):
-            return await self._inner.generate(request)
-        state, _ = abstract(*info["record"], policy.rules, policy.ear)
+        if self.mode == "llm" or (speaks and self.mode == "hybrid"):
+            return await inner.generate(request)
+        state, _ = abstract(*info["record"], self.rules, self.ear)
         seat = state.player()
         mask = state.mask(seat).astype(bool)
-        sigma = policy.solver.average(state.tensor(seat)[None], mask[None])[0]
+        sigma = self.solver.average(state.tensor(seat)[None], mask[None])[0]
         if speaks:
-            found = [await self._inner.generate(request) for _ in range(policy.candidates)]
+            found = [await inner.generate(request) for _ in range(self.candidates)]
             return found[self._spoken(request, found, sigma)]
         legal = np.flatnonzero(mask)
         command = info["admissible_commands"][int(request.rng.choice(len(legal), p=_normed(sigma[legal])))]
@@ -116,20 +79,16 @@ class StrategicSession:
 
     def _spoken(self, request: Request, found: list[Generation], sigma: np.ndarray) -> int:
         """Which candidate is said: its latent is drawn from σ among those present."""
-        policy, info = self._policy, request.info
-        role, n = ROLES.index(str(info["role"])), policy.ear.players
-        texts = [statement(policy.renderer.decode_reply(g.ids), info["brief"], 10**6) for g in found]
-        of = [None if text is None else policy.ear(info["view"].seat, role, text)[0] for text in texts]
+        info, n = request.info, self.ear.players
+        role = ROLES.index(str(info["role"]))
+        texts = [statement(self.renderer.decode_reply(g.ids), info["brief"], 10**6) for g in found]
+        of = [None if text is None else self.ear(info["view"].seat, role, text)[0] for text in texts]
         present = sorted({latent for latent in of if latent is not None})
         if not present:
             return 0
         chosen = present[int(request.rng.choice(len(present), p=_normed(sigma[[n + 1 + z for z in present]])))]
         members = [i for i, latent in enumerate(of) if latent == chosen]
         return members[int(request.rng.integers(len(members)))]
-
-    def close(self) -> None:
-        """Give the place back."""
-        self._inner.close()
 
 
 def _normed(weights: np.ndarray) -> np.ndarray:

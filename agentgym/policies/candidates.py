@@ -12,20 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from agentgym.errors import ConfigError
+from agentgym.policies.around import AroundPolicy
 from agentgym.policies.base import Generation, Policy, Request, Session
-from agentgym.policies.engine import Engine
 from agentgym.renderer import Renderer, Row
 from agentgym.types import Candidate, Message
 
 ANOTHER = "Now answer again, in the same form, with a strategy that differs from your answers so far."
 
 
-class CandidatePolicy:
-    """Another policy, with candidates for some of its decisions.
-
-    Attributes:
-        inner: Who writes.
-    """
+class CandidatePolicy(AroundPolicy):
+    """Another policy, with candidates for some of its decisions."""
 
     def __init__(
         self, inner: Policy, candidates: int, when: Callable[[Mapping[str, Any]], bool], prompted: bool = False
@@ -43,61 +39,20 @@ class CandidatePolicy:
         """
         if candidates < 2:
             raise ConfigError(f"candidates is {candidates}: it must be at least 2")
-        self.inner, self.candidates, self.when, self.prompted = inner, candidates, when, prompted
+        super().__init__(inner)
+        self.candidates, self.when, self.prompted = candidates, when, prompted
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def engine(self) -> Engine:
-        """What computes the inner policy's turns."""
-        found: Engine = self.inner.engine  # type: ignore[attr-defined]
-        return found
-
-    @engine.setter
-    def engine(self, engine: Engine) -> None:
-        self.inner.engine = engine  # type: ignore[attr-defined]
-
-    def open(self) -> CandidateSession:
-        """Open a place for episodes."""
-        return CandidateSession(self, self.inner.open())
-
-
-class CandidateSession:
-    """A session of the inner policy."""
-
-    def __init__(self, policy: CandidatePolicy, inner: Session):
-        self._policy, self._inner = policy, inner
-
-    @property
-    def live(self) -> bool:
-        """Whether the engine waits for this session."""
-        return self._inner.live
-
-    @live.setter
-    def live(self, value: bool) -> None:
-        self._inner.live = value
-
-    def begin(self, key: tuple[int, ...], group: str) -> None:
-        """Start an episode."""
-        self._inner.begin(key, group)
-
-    async def generate(self, request: Request) -> Generation:
-        """Write one turn."""
-        policy = self._policy
-        if not policy.when(request.info):
-            return await self._inner.generate(request)
+    async def write(self, inner: Session, request: Request) -> Generation:
+        """Write a turn; where it has candidates, all of them."""
+        if not self.when(request.info):
+            return await inner.generate(request)
         found: list[Generation] = []
-        for _ in range(policy.candidates):
-            asked = _another(policy.renderer, request, found) if policy.prompted and found else request
-            found.append(await self._inner.generate(asked))
-        texts = [policy.renderer.decode_reply(g.ids) for g in found]
+        for _ in range(self.candidates):
+            asked = _another(self.renderer, request, found) if self.prompted and found else request
+            found.append(await inner.generate(asked))
+        texts = [self.renderer.decode_reply(g.ids) for g in found]
         kept = [Candidate(g.ids, len(t.split()), sum(g.logps)) for g, t in zip(found, texts, strict=True)]
         return replace(found[int(request.rng.integers(len(found)))], candidates=kept)
-
-    def close(self) -> None:
-        """Give the place back."""
-        self._inner.close()
 
 
 def _another(renderer: Renderer, request: Request, found: Sequence[Generation]) -> Request:
