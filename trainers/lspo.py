@@ -59,6 +59,8 @@ from agentgym.types import Trajectory
 
 PHASES = ("collect", "cluster", "solve", "prefer", "tune", "measure")
 _SHOWN = 4
+_SAVE_EVERY = 5
+"""Iterations of CFR between two saves, which hold all reservoirs."""
 
 
 @dataclass
@@ -317,14 +319,16 @@ def cluster(job: Job, iteration: int) -> dict[str, float]:
 
 
 def solve(job: Job, iteration: int) -> dict[str, float]:
-    """σ_i and the regrets V; saved after every iteration of CFR."""
+    """σ_i and the regrets V."""
     solver = job.solver(iteration, job.latents(iteration))
     metrics: dict[str, float] = {}
     while solver.t < job.cfg.lspo.cfr_iterations:
         metrics = solver.step()
-        if solver.t == job.cfg.lspo.cfr_iterations:
+        last = solver.t == job.cfg.lspo.cfr_iterations
+        if last:
             metrics["cfr/policy_loss"] = solver.fit_average()
-        solver.save(job.folder(iteration) / "cfr")
+        if last or solver.t % _SAVE_EVERY == 0:
+            solver.save(job.folder(iteration) / "cfr")
     return {**metrics, "cfr/decisions": float(solver.decisions)}
 
 
