@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -84,15 +85,16 @@ def test_the_installed_command_runs(installed, tmp_path):
 @pytest.mark.java
 def test_every_environment_can_be_made_from_the_wheel(installed, tmp_path):
     code = (
-        "import gymnasium as gym, agentgym, sys\n"
-        "for name in sys.argv[1:]:\n"
-        "    env = gym.make(name)\n"
+        "import gymnasium as gym, agentgym, json, sys\n"
+        "for name, kwargs in json.loads(sys.argv[1]):\n"
+        "    env = gym.make(name, **kwargs)\n"
         "    observation, info = env.reset(seed=1)\n"
         "    assert isinstance(observation, str) and observation\n"
         "    print(sys.modules[type(env.unwrapped).__module__].__file__)\n"
         "    env.close()\n"
     )
-    files = python("-c", code, *(e.id for e in ENVIRONMENTS), path=installed, cwd=tmp_path).stdout.split()
+    wanted = json.dumps([(e.id, e.variants[0]) for e in ENVIRONMENTS])
+    files = python("-c", code, wanted, path=installed, cwd=tmp_path).stdout.split()
     assert len(files) == len(ENVIRONMENTS)
     assert all(Path(f).is_relative_to(installed / "agentgym" / "envs") for f in files)
 

@@ -466,12 +466,12 @@ def test_it_improves_success(warm, tmp_path):
     cfg = config(
         warm,
         algo={"kl_skip": None},
-        steps=25,
+        steps=35,
         episodes=32,
         optim={"lr": 2e-3},
-        critic={"lr": 1e-2},
+        critic={"lr": 1e-3},
         eval={"final_episodes": 64},
-        save_every=25,
+        save_every=35,
     )
     found = poad.main(cfg, tmp_path / "run")
     assert found["after"].success.ci95[0] > found["before"].success.ci95[1]
