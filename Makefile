@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-lspo lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -39,6 +39,9 @@ learning-gigpo: setup  ## GiGPO beside GRPO on ALFWorld over 5 seeds (needs the 
 
 learning-igpo: setup  ## IGPO and its variants beside outcomes alone and GiGPO over 5 seeds
 	@.venv/bin/python benchmarks/learning/igpo.py
+
+learning-lspo: setup  ## Every iteration of LSPO against the last one, and its ablations, over 5 seeds
+	@.venv/bin/python benchmarks/learning/lspo.py
 
 learning-epo: setup  ## EPO beside its base and an entropy bonus, over GRPO and PPO, over 5 seeds
 	@.venv/bin/python benchmarks/learning/epo.py
