@@ -95,7 +95,7 @@ class Segment:
 
 @dataclass
 class Candidate:
-    """An action that a policy with a restricted choice could have taken.
+    """An action that a policy could have taken: of a restricted choice, or of several that it wrote.
 
     Attributes:
         ids: Its tokens, the closing one included.
@@ -146,7 +146,8 @@ class Turn:
         finish: ``stop`` if the policy ended its message, ``length`` if it was cut.
         policy_s: Seconds spent in the policy.
         env_s: Seconds spent in the environment.
-        candidates: What a policy with a restricted choice chose from, in the environment's order; else empty.
+        candidates: What a policy with a restricted choice chose from, in the environment's order, or what it wrote to
+            take one of; else empty.
         calls: The calls of tools that the environment made for this action.
         probe: Mean log-probability of the tokens of the gold answer before this turn, None if it was not probed.
     """

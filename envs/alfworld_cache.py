@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 from agentgym.envs.alfworld_games import cache_file
+
+from agentgym import store
 
 
 class Translation(NamedTuple):
@@ -57,13 +57,5 @@ def read(path: Path) -> Translation | None:
 def write(path: Path, made: Translation) -> None:
     """Keep a translation; the file appears whole or not at all."""
     head = json.dumps({name: value for name, value in made._asdict().items() if name != "sas"})
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(head.encode() + b"\n" + made.sas)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+    with contextlib.suppress(OSError), store.atomic_file(path) as file:
+        file.write(head.encode() + b"\n" + made.sas)

@@ -216,6 +216,12 @@ def _cannot(reason: str):
 
 
 @pytest.fixture(scope="session")
+def chromium():
+    """Path of a browser."""
+    return shutil.which("chromium") or _cannot("chromium is not on the PATH")
+
+
+@pytest.fixture(scope="session")
 def docker_host():
     """``DOCKER_HOST`` of a daemon with both sandbox images: the one that answers, or a private one for this session."""
     with contextlib.ExitStack() as stack:

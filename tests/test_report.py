@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from html import unescape
@@ -324,11 +323,8 @@ def test_an_episode_that_broke_shows_what_was_not_answered(tmp_path):
 
 
 @pytest.fixture
-def open_page(tmp_path):
+def open_page(tmp_path, chromium):
     """Open a page in headless Chromium and return its document after the script has run."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not on the PATH")
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
         "--disable-component-update --disable-sync"

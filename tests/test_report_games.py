@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -138,10 +137,7 @@ def test_without_a_readable_configuration_the_settings_that_fit_are_taken(run, g
 
 
 @pytest.mark.browser
-def test_a_person_can_watch_a_game(run, games):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not on the PATH")
+def test_a_person_can_watch_a_game(run, games, chromium):
     for trajectory in (changed := copy.deepcopy(games[0])):
         if "speeches" in trajectory.info:
             said = json.loads(trajectory.info["speeches"])
@@ -200,10 +196,7 @@ def test_a_person_can_watch_a_game(run, games):
 
 
 @pytest.mark.browser
-def test_a_page_of_damaged_games_says_so(run):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not on the PATH")
+def test_a_page_of_damaged_games_says_so(run, chromium):
     (run / "trajectories" / "eval_00000.jsonl").unlink()
     seats = store.read(run / "trajectories" / "step_00001.jsonl")
     store.write(run / "trajectories" / "step_00001.jsonl", seats[7:])

@@ -54,11 +54,13 @@ from agentgym.policies.candidates import CandidatePolicy
 from agentgym.policies.hf import HFPolicy
 from agentgym.rollout import RolloutConfig, check_context, group_tasks
 from agentgym.run import Run, progress, shielded
-from agentgym.selfplay import Game, Seat, SelfPlay, game_metrics
+from agentgym.selfplay import Game, Seat, SelfPlay
 from agentgym.types import Trajectory
 
 PHASES = ("collect", "cluster", "solve", "prefer", "tune", "measure")
 _SHOWN = 4
+_ROUNDS = 4
+"""Games in a file, for each that is played at a time: the decoder runs empty at the end of every file."""
 _SAVE_EVERY = 5
 """Iterations of CFR between two saves, which hold all reservoirs."""
 
@@ -276,11 +278,11 @@ def _role(state: Any, seat: int) -> int:
 
 
 def collect(job: Job, iteration: int) -> dict[str, float]:
-    """D_i, in files of as many games as are played at a time: what was played is kept."""
+    """D_i, in files of a few hundred games: what was played is kept."""
     cfg, folder = job.cfg, job.folder(iteration)
     job.become(iteration - 1)
     speaks = CandidatePolicy(job.policy, cfg.lspo.candidates, _speaks, cfg.lspo.prompted)
-    seats, size, played = {"self": Seat(speaks, True, context=cfg.context)}, cfg.rollout.concurrency, []
+    seats, size = {"self": Seat(speaks, True, context=cfg.context)}, _ROUNDS * cfg.rollout.concurrency
     for number, first in enumerate(range(0, cfg.lspo.games, size)):
         file = folder / f"games_{number:05d}.jsonl"
         if not file.exists():
@@ -288,12 +290,13 @@ def collect(job: Job, iteration: int) -> dict[str, float]:
             played = job.play(seats, ("self", "self"), cfg.seed, iteration, games)
             store.write(file, [t for game in played for t in game.trajectories.values()])
     games_read = job.games(iteration)
+    turns = [turn for game in games_read for trajectory in game.seats for turn in trajectory.turns]
     job.run.trajectories(f"step_{iteration:05d}", [t for game in games_read[:_SHOWN] for t in game.seats])
     return {
-        **game_metrics(played),
         "selfplay/games": float(len(games_read)),
         "selfplay/wolves_win": float(np.mean([game.winner == "wolves" for game in games_read])),
         "episode/turns": float(np.mean([len(t.turns) for game in games_read for t in game.seats])),
+        "episode/parse_error": float(np.mean([turn.parse_error is not None for turn in turns])),
     }
 
 

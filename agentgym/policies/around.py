@@ -17,7 +17,7 @@ class AroundPolicy:
 
     def __init__(self, inner: Policy):
         """Wrap a policy."""
-        self.inner = inner
+        self.inner: Any = inner
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -25,12 +25,12 @@ class AroundPolicy:
     @property
     def engine(self) -> Engine:
         """What computes the inner policy's turns."""
-        found: Engine = self.inner.engine  # type: ignore[attr-defined]
+        found: Engine = self.inner.engine
         return found
 
     @engine.setter
     def engine(self, engine: Engine) -> None:
-        self.inner.engine = engine  # type: ignore[attr-defined]
+        self.inner.engine = engine
 
     def open(self) -> AroundSession:
         """Open a place for episodes."""

@@ -22,8 +22,10 @@ VARIANTS = [(entry, kwargs) for entry in ENVIRONMENTS for kwargs in entry.varian
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """A cache of this module's own."""
+def cache(request, tmp_path_factory):
+    """A cache of this module's own; the images of sandboxes come from the usual one."""
+    with contextlib.suppress(pytest.skip.Exception):
+        request.getfixturevalue("docker_host")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AGENTGYM_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
