@@ -13,7 +13,6 @@ The squared distance of two such vectors is 2 - 2 cos, so what clusters them by 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,22 +128,12 @@ class EndpointEncoder:
         try:
             import openai
 
-            from agentgym.policies.openai import check_address
+            from agentgym.policies.openai import blocking_client
         except ModuleNotFoundError as error:
             raise missing(str(error.name), "openai") from error
-        loopback = check_address(url)
-        self._key = os.environ.get(key_env, "")
-        if not self._key and not loopback:
-            raise ConfigError(f"the encoder at {url} needs a key: set {key_env} (any text, if it wants none)")
         self.model, self.url, self.timeout, self.name = model, url, timeout, f"openai:{model}@{url}"
         self._openai = openai
-        self._client: Any = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=url,
-            timeout=timeout,
-            default_headers={"Connection": "close"},  # no connection outlives its request
-            http_client=openai.DefaultHttpxClient(trust_env=not loopback),
-        )
+        self._client, self._key = blocking_client(url, timeout, "encoder", key_env)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """See `Encoder.encode`. An empty text, which many endpoints refuse, is sent as a space."""

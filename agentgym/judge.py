@@ -14,10 +14,9 @@ tried again, then dropped and counted (``rollout/error/env_error``). It is never
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from agentgym.answers import exact_match, f1
 from agentgym.errors import ConfigError, JudgeError, missing, unknown
@@ -95,22 +94,12 @@ class ModelJudge:
         try:
             import openai
 
-            from agentgym.policies.openai import check_address
+            from agentgym.policies.openai import blocking_client
         except ModuleNotFoundError as error:
             raise missing(str(error.name), "openai") from error
-        loopback = check_address(url)
-        self._key = os.environ.get("JUDGE_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
-        if not self._key and not loopback:
-            raise ConfigError(f"the judge at {url} needs a key: set JUDGE_API_KEY (any text, if it wants none)")
         self.model, self.url, self.timeout = model, url, timeout
         self._errors = openai.OpenAIError
-        self._client: Any = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=url,
-            timeout=timeout,
-            default_headers={"Connection": "close"},  # no connection outlives its request
-            http_client=openai.DefaultHttpxClient(trust_env=not loopback),
-        )
+        self._client, self._key = blocking_client(url, timeout, "judge", "JUDGE_API_KEY", "OPENAI_API_KEY")
 
     def score(self, question: str, golds: Sequence[str], answer: str) -> float:
         """Ask for a verdict, a few times if what comes is none."""

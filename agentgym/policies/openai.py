@@ -169,6 +169,32 @@ def _text(message: Any) -> str:
     return "\n".join(parts)
 
 
+def blocking_client(url: str, timeout: float, who: str, *variables: str) -> tuple[Any, str]:
+    """A client that is called from one thread and leaves nothing open, and its key ("" for none).
+
+    Args:
+        url: Base address, with ``/v1``.
+        timeout: Seconds a request may take before it is tried again, twice.
+        who: What is behind it, for messages.
+        variables: Environment variables that may hold the key, the first one wins; loopback needs none.
+
+    Raises:
+        ConfigError: The address is none, or the key is missing.
+    """
+    loopback = check_address(url)
+    key = next((os.environ[name] for name in variables if os.environ.get(name)), "")
+    if not key and not loopback:
+        raise ConfigError(f"the {who} at {url} needs a key: set {variables[0]} (any text, if it wants none)")
+    client = openai.OpenAI(
+        api_key=key or "none",
+        base_url=url,
+        timeout=timeout,
+        default_headers={"Connection": "close"},  # no connection outlives its request
+        http_client=openai.DefaultHttpxClient(trust_env=not loopback),
+    )
+    return client, key
+
+
 def check_address(url: str) -> bool:
     """Whether the address is on this machine.
 
