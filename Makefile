@@ -1,7 +1,8 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-lspo lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
+JOBS ?= 2
 
 setup:  ## Create .venv with pinned packages (DEVICE=cuda for the CUDA build of torch)
 	@scripts/setup.sh
@@ -18,10 +19,10 @@ pretrained: setup  ## Warm-start SmolLM2-135M and let it learn the same game in 
 alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folder instead of a download)
 	@.venv/bin/python -m agentgym.envs.alfworld_fetch $(if $(FROM),--from $(FROM))
 
-test:  ## Lint, types, and all but the slow tests
+test:  ## Lint, types, and all but the slow tests, JOBS=2 files at a time
 	@scripts/setup.sh --test
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -m "not slow"
+	@.venv/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
 test-slow: setup  ## The slow tests
 	@.venv/bin/pytest -m slow
@@ -39,6 +40,12 @@ learning-gigpo: setup  ## GiGPO beside GRPO on ALFWorld over 5 seeds (needs the 
 
 learning-igpo: setup  ## IGPO and its variants beside outcomes alone and GiGPO over 5 seeds
 	@.venv/bin/python benchmarks/learning/igpo.py
+
+learning-eapo: setup  ## EAPO beside GSPO over 5 seeds: success and rounds
+	@.venv/bin/python benchmarks/learning/eapo.py
+
+learning-workspace: setup  ## The workspace beside an appending context as the rounds grow, over 5 seeds
+	@.venv/bin/python benchmarks/learning/workspace.py
 
 learning-lspo: setup  ## Every iteration of LSPO against the last one, and its ablations, over 5 seeds
 	@.venv/bin/python benchmarks/learning/lspo.py

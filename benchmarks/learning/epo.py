@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import study
 
 from agentgym.config import load, overlay
@@ -51,24 +50,18 @@ def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
     rows, panels = [], []
     for base in BASES:
-        folders = {method: [out / f"{base}-{method}-{s}" for s in range(seeds)] for method in METHODS}
-        after = {method: np.array([study.result(f) for f in folders[method]]) for method in METHODS}
-        for method, (name, _) in METHODS.items():
-            each = ", ".join(f"{100 * x:.0f}" for x in after[method])
-            lead = "" if method == "base" else study.percent(after[method] - after["base"])
-            entropy = study.interval([study.curve(f, "policy/entropy")[-1] for f in folders[method]])
-            title = base.upper() if method == "base" else f"{base.upper()} {name}"
-            rows.append([title, study.percent(after[method]), each, lead, f"{entropy[0]:.3f} ± {entropy[1]:.3f}"])
-        for key, label in (("episode/success", "success of training episodes"), ("policy/entropy", "entropy, nats")):
-
-            def panel(axes: Any, folders: Any = folders, key: str = key, label: str = label, base: str = base) -> None:
-                for colour, (method, (name, _)) in zip(study.COLOURS, METHODS.items(), strict=False):
-                    study.band(axes, [study.curve(f, key) for f in folders[method]], name, colour)
-                axes.set(title=base.upper(), xlabel="training step", ylabel=label)
-
-            panels.append(panel)
-    start = study.result(out / "grpo-base-0", "before")
-    print(f"start: {100 * start:.1f} %")
+        name = base.upper()
+        runs = {
+            name if method == "base" else f"{name} {title}": [out / f"{base}-{method}-{s}" for s in range(seeds)]
+            for method, (title, _) in METHODS.items()
+        }
+        for row, folders in zip(study.compared(runs), runs.values(), strict=True):
+            rows.append([*row, study.number([study.curve(f, "policy/entropy")[-1] for f in folders], 3)])
+        panels += [
+            study.curves(runs, "episode/success", name, "success of training episodes"),
+            study.curves(runs, "policy/entropy", name, "entropy, nats"),
+        ]
+    print(f"start: {100 * study.result(out / 'grpo-base-0', 'before'):.1f} %")
     print(study.table(["", "success, %", "each seed", "lead over the base, points", "entropy at the end"], rows))
     study.figure(panels, study.DOCS / "epo.png")
 

@@ -9,9 +9,7 @@ games of ALFWorld (`make alfworld`, or `ALFWORLD_DATA`).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import study
 
 from agentgym.config import load, overlay
@@ -43,22 +41,12 @@ def learn(method: str, seed: int, start: Path, folder: Path) -> None:
 
 def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
-    folders = {method: [out / f"{method}-{s}" for s in range(seeds)] for method in METHODS}
-    after = {method: np.array([study.result(f) for f in folders[method]]) for method in METHODS}
-    rows = []
-    for method, (name, _) in METHODS.items():
-        each = ", ".join(f"{100 * x:.0f}" for x in after[method])
-        lead = "" if method == "grpo" else study.percent(after[method] - after["grpo"])
-        turns = study.interval([study.result(f, "after", "turns") for f in folders[method]])
-        rows.append([name, study.percent(after[method]), each, lead, f"{turns[0]:.1f} ± {turns[1]:.1f}"])
-    print(f"start: {100 * study.result(folders['grpo'][0], 'before'):.1f} %")
+    runs = {name: [out / f"{method}-{s}" for s in range(seeds)] for method, (name, _) in METHODS.items()}
+    turns = [study.number([study.result(f, "after", "turns") for f in folders], 1) for folders in runs.values()]
+    rows = [[*row, turn] for row, turn in zip(study.compared(runs), turns, strict=True)]
+    print(f"start: {100 * study.result(out / 'grpo-0', 'before'):.1f} %")
     print(study.table(["", "success, %", "each seed", "lead, points", "turns"], rows))
-
-    def panel(axes: Any) -> None:
-        for colour, (method, (name, _)) in zip(study.COLOURS, METHODS.items(), strict=False):
-            study.band(axes, [study.curve(f, "episode/success") for f in folders[method]], name, colour)
-        axes.set(title="ALFWorld, pick and place", xlabel="training step", ylabel="success of training episodes")
-
+    panel = study.curves(runs, "episode/success", "ALFWorld, pick and place", "success of training episodes")
     study.figure([panel], study.DOCS / "gigpo.png")
 
 

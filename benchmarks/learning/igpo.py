@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import study
 
 from agentgym.config import load, overlay
@@ -49,29 +48,19 @@ def learn(method: str, seed: int, start: Path, folder: Path) -> None:
 
 def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
-    folders = {method: [out / f"{method}-{s}" for s in range(seeds)] for method in METHODS}
-    after = {method: np.array([study.result(f) for f in folders[method]]) for method in METHODS}
-    rows = []
-    for method, (name, _) in METHODS.items():
-        each = ", ".join(f"{100 * x:.0f}" for x in after[method])
-        lead = "" if method == "outcome" else study.percent(after[method] - after["outcome"])
-        turns = study.interval([study.result(f, "after", "turns") for f in folders[method]])
-        rows.append([name, study.percent(after[method]), each, lead, f"{turns[0]:.2f} ± {turns[1]:.2f}"])
-    print(f"start: {100 * study.result(folders['outcome'][0], 'before'):.1f} %")
+    runs = {name: [out / f"{method}-{s}" for s in range(seeds)] for method, (name, _) in METHODS.items()}
+    turns = [study.number([study.result(f, "after", "turns") for f in folders]) for folders in runs.values()]
+    rows = [[*row, turn] for row, turn in zip(study.compared(runs), turns, strict=True)]
+    print(f"start: {100 * study.result(out / 'outcome-0', 'before'):.1f} %")
     print(study.table(["", "success, %", "each seed", "lead over outcomes, points", "turns"], rows))
 
-    def panel(names: tuple[str, ...], title: str) -> Any:
-        def draw(axes: Any) -> None:
-            for method in names:
-                curves = [study.curve(f, "episode/success") for f in folders[method]]
-                study.band(axes, curves, METHODS[method][0], study.COLOURS[list(METHODS).index(method)])
-            axes.set(title=title, xlabel="training step", ylabel="success of training episodes")
+    def panel(title: str, *methods: str) -> study.Panel:
+        shown = {METHODS[m][0]: runs[METHODS[m][0]] for m in methods}
+        return study.curves(shown, "episode/success", title, "success of training episodes")
 
-        return draw
-
-    variants = tuple(m for m in METHODS if "_" in m)
-    panels = [panel(("outcome", "gigpo", "log_separate"), "SearchQA, two hops"), panel(variants, "IGPO's variants")]
-    study.figure(panels, study.DOCS / "igpo.png")
+    methods = panel("SearchQA, two hops", "outcome", "gigpo", "log_separate")
+    variants = panel("IGPO's variants", *(m for m in METHODS if "_" in m))
+    study.figure([methods, variants], study.DOCS / "igpo.png")
 
 
 def main() -> None:

@@ -65,13 +65,8 @@ def report(out: Path, seeds: int) -> None:
             mean = [study.curve(f, "episode/success").mean() for f in folders[method]]
             rows.append([name, study.percent(after[method]), each, less, study.percent(mean)])
 
-        def panel(axes: Any, folders: Any = folders, length: str = length) -> None:
-            for colour, (method, name) in zip(study.COLOURS, METHODS.items(), strict=False):
-                study.band(axes, [study.curve(f, "episode/success") for f in folders[method]], name, colour, window=3)
-            axes.set(title=f"{length} actions", xlabel="training step", ylabel="success of training episodes")
-            axes.set_ylim(0, 1.02)
-
-        panels.append(panel)
+        named = {name: folders[method] for method, name in METHODS.items()}
+        panels.append(study.curves(named, "episode/success", f"{length} actions", "success of training episodes", 3))
     head = ["", "success after, %", "each seed", "POAD's lead, points", "mean success while training, %"]
     print(study.table(head, rows))
     print(f"lead over NTPO, long less short: {study.percent(leads['long'] - leads['short'])} points")

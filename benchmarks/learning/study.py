@@ -22,6 +22,8 @@ from agentgym.report_data import read_metrics
 
 _TOP = Path(__file__).parents[2]
 DOCS, CONFIGS = _TOP / "docs" / "learning", _TOP / "examples" / "configs"
+Panel = Callable[[Any], None]
+"""Draws on matplotlib's axes."""
 COLOURS = ("#2f6690", "#c2562d", "#5a9367", "#8a5aa8", "#b8860b", "#5f6b76")
 
 
@@ -105,6 +107,12 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(half)
 
 
+def number(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
+    """Mean and interval."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
 def percent(values: Sequence[float] | np.ndarray) -> str:
     """Mean and interval in percent (or points of percent)."""
     mean, half = interval(values)
@@ -116,7 +124,28 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
-def figure(panels: Sequence[Callable[[Any], None]], path: Path) -> None:
+def compared(runs: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+    """A row for each condition: name, success, that of each seed, and how much more than in the first condition."""
+    after = {name: np.array([result(folder) for folder in folders]) for name, folders in runs.items()}
+    base = next(iter(after.values()))
+    return [
+        [name, percent(x), ", ".join(f"{100 * each:.0f}" for each in x), "" if x is base else percent(x - base)]
+        for name, x in after.items()
+    ]
+
+
+def curves(runs: Mapping[str, Sequence[Path]], key: str, title: str, label: str, window: int = 5) -> Panel:
+    """A panel with a metric of each condition at every training step."""
+
+    def draw(axes: Any) -> None:
+        for colour, (name, folders) in zip(COLOURS, runs.items(), strict=False):
+            band(axes, [curve(folder, key) for folder in folders], name, colour, window)
+        axes.set(title=title, xlabel="training step", ylabel=label)
+
+    return draw
+
+
+def figure(panels: Sequence[Panel], path: Path) -> None:
     """Draw panels side by side."""
     drawn = Figure(figsize=(4.6 * len(panels), 3.6), dpi=120, layout="constrained")
     for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
