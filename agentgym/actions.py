@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from agentgym import gui_actions
 from agentgym.errors import unknown
 from agentgym.rounds import read_action, read_round, write_action, write_round
 from agentgym.tool_calls import CallError, canonical, parse_calls, write_calls
@@ -240,6 +241,36 @@ class Report:
         return _written(self, action, action)
 
 
+class Gui:
+    """The action is a list with one action on a screen, without the reasoning; `agentgym.gui_actions` reads it."""
+
+    instructions = (
+        "Reply with <think>your reasoning</think> and then a list with one action, in JSON: "
+        '<answer>[{"action": "click", "point": [x, y], "input_text": "none"}]</answer>. An action is one of '
+        f"{', '.join(gui_actions.KINDS)}. point is [-100, -100] where none is needed; input_text is the text to type, "
+        'the name of the app, the direction to scroll (up, down, left, right) or the answer, else "none".'
+    )
+
+    def show(self, observation: str, admissible: Sequence[str]) -> str:
+        """Return the observation unchanged."""
+        return observation
+
+    def parse(self, text: str, admissible: Sequence[str]) -> Parsed:
+        """Read the reply; the action is `agentgym.gui_actions.write_action`."""
+        try:
+            return Parsed(gui_actions.write_action(gui_actions.read_reply(text)[1]))
+        except gui_actions.GuiActionError as error:
+            return Parsed(None, str(error))
+
+    def write(self, action: str, admissible: Sequence[str]) -> str:
+        """Write the reply of an action, with an empty reasoning block.
+
+        Raises:
+            ValueError: If it is no action on a screen.
+        """
+        return gui_actions.write_reply(gui_actions.read_action(action))
+
+
 class Verbatim:
     """The action is the whole text: the environment reads it, and a bad format is its to judge."""
 
@@ -294,6 +325,7 @@ CODECS: dict[str, type[ActionCodec]] = {
     "tools": Tools,
     "react": React,
     "report": Report,
+    "gui": Gui,
     "verbatim": Verbatim,
     "choice": Choice,
 }

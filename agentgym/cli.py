@@ -22,7 +22,7 @@ from agentgym import __version__
 from agentgym.errors import AgentGymError, ConfigError, missing
 from agentgym.types import Trajectory
 
-ALGORITHMS = ("sft", "grpo", "ppo", "gigpo", "epo", "poad", "iterresearch", "igpo", "lspo")
+ALGORITHMS = ("sft", "grpo", "ppo", "gigpo", "epo", "poad", "iterresearch", "igpo", "lspo", "craft_gui")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

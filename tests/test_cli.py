@@ -195,7 +195,7 @@ MISTAKES = {
     "a misspelt algorithm": (["train", "gppo"], "unknown algorithm 'gppo': did you mean"),
     "an unknown algorithm": (
         ["train", "dqn"],
-        "algorithm 'dqn': choose from: epo, gigpo, grpo, igpo, iterresearch, lspo, poad, ppo, sft",
+        "algorithm 'dqn': choose from: craft_gui, epo, gigpo, grpo, igpo, iterresearch, lspo, poad, ppo, sft",
     ),
     "no --out": (["train", "sft"], "--out DIR is missing"),
     "an unknown option of train": (["train", "sft", "--outt", "x"], "--outt"),
