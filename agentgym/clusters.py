@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,7 @@ class Clusters:
         weights: How often each was said ``[m]``.
         labels: The cluster of each ``[m]``.
         distances: Its squared distance from the centroid ``[m]``.
+        stances: Whether the speeches of a cluster accuse a seat (1), clear one (-1) or neither (0) ``[k]``.
     """
 
     name: str
@@ -81,6 +82,14 @@ class Clusters:
     weights: np.ndarray
     labels: np.ndarray
     distances: np.ndarray
+    stances: np.ndarray
+
+    def by_stance(self, stances: np.ndarray) -> Clusters:
+        """Every cluster parted by the stances of its speeches ``[m]``; the parts keep its centroid."""
+        if not self.texts:
+            return self
+        parts, labels = np.unique(np.stack([self.labels, stances], 1), axis=0, return_inverse=True)
+        return replace(self, centroids=self.centroids[parts[:, 0]], labels=labels.reshape(-1), stances=parts[:, 1])
 
     def shares(self) -> np.ndarray:
         """What part of the speeches each cluster has ``[k]``; zeros where there is no speech."""

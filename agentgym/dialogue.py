@@ -11,6 +11,8 @@ from typing import Any
 from agentgym import seeding
 from agentgym.actions import ActionCodec
 from agentgym.context import Context
+from agentgym.errors import ConfigError
+from agentgym.pictures import Sight, seen
 from agentgym.policies.base import Policy, Request, Session
 from agentgym.policies.probe import Probe
 from agentgym.renderer import Row
@@ -68,21 +70,36 @@ class Dialogue:
         told = f"{self.instructions}\n{self.codec.instructions}".rstrip()
         self.trajectory.messages.append(Message(role="system", content=renderer.escape(told)))
 
-    def prompt(self, observation: str, admissible: Sequence[str]) -> None:
+    def prompt(self, observation: str | Sight, admissible: Sequence[str]) -> None:
         """Show an observation.
 
         Raises:
             ContextFull: If the prompt is too long; the trajectory is as it was.
+            ConfigError: If it has an image and the policy is a model that reads text only.
         """
-        messages = self.trajectory.messages
-        self._shown = self.codec.show(observation, admissible)
-        messages.append(Message(role="user", content=self.policy.renderer.escape(self._shown)))
+        messages, marker = self.trajectory.messages, ""
+        text = observation.text if isinstance(observation, Sight) else observation
+        if isinstance(observation, Sight):
+            self._check_sees()
+            marker = observation.ref.marker
+            self.trajectory.pictures[observation.picture.hash] = observation.picture
+        shown = self.codec.show(text, admissible)
+        self._shown = marker + shown
+        messages.append(Message(role="user", content=marker + self.policy.renderer.escape(shown)))
         self._view = self.context.view(messages)
         try:
             self._prompt_start = self._row.prompt(self._view, len(self.trajectory.turns))
         except BaseException:
             messages.pop()
             raise
+
+    def _check_sees(self) -> None:
+        if self.policy.context_limit is not None and not self.policy.renderer.sees:
+            raise ConfigError(
+                f"{self.trajectory.env_id} shows images, but the model of {self.policy.name} reads text only: use a "
+                "vision-language model as model.path, or let the environment describe its screen "
+                "(env.kwargs.observation=text)"
+            )
 
     async def write(self, session: Session, info: Mapping[str, Any], admissible: Sequence[str]) -> Turn:
         """Let the policy answer what it was shown, and record the turn.
@@ -103,6 +120,8 @@ class Dialogue:
             messages=self._view,
             tools=self.tools if self.context.offers_tools(messages) else (),
             probe=self.probe,
+            images=list(row.segment.images),
+            pictures=self.trajectory.pictures,
         )
         generation = await session.generate(request)
         self.usage.update(generation.usage)
@@ -127,10 +146,12 @@ class Dialogue:
         messages.append(Message(role="assistant", content=text))
         return turn
 
-    def end(self, info: Mapping[str, Any], observation: str) -> None:
+    def end(self, info: Mapping[str, Any], observation: str | Sight) -> None:
         """Record what the environment said last."""
         trajectory = self.trajectory
-        trajectory.final_observation = observation
+        trajectory.final_observation = seen(observation)
+        if isinstance(observation, Sight):
+            trajectory.pictures[observation.picture.hash] = observation.picture
         trajectory.success = None if info.get("success") is None else bool(info["success"])
         scalars = {k: v for k, v in info.items() if isinstance(v, bool | int | float | str)}
         scalars.pop("expert_action", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import itertools
 import logging
@@ -20,6 +21,7 @@ import gymnasium as gym
 
 from agentgym.env_process import EnvProcess, Settle
 from agentgym.errors import AgentGymError, ConfigError, EnvError, MissingDependency, unknown
+from agentgym.pictures import Sight, observed
 from agentgym.types import ToolUse
 
 _log = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Start(NamedTuple):
         tools: JSON schemas of its tools: its attribute ``tools``, if it has one.
     """
 
-    observation: str
+    observation: str | Sight
     info: dict[str, Any]
     instructions: str
     tools: list[dict[str, Any]]
@@ -93,7 +95,7 @@ class Start(NamedTuple):
 class Step(NamedTuple):
     """What came of an action: Gymnasium's five, and the calls of tools in the environment's attribute ``calls``."""
 
-    observation: str
+    observation: str | Sight
     reward: float
     terminated: bool
     truncated: bool
@@ -159,7 +161,7 @@ class EnvThread:
         env = self._make()
         observation, info = env.reset(seed=seed, options=dict(options))
         tools = list(getattr(env.unwrapped, "tools", ()))
-        return Start(_text(observation), dict(info), _text(instructions_of(env)), tools)
+        return Start(_seen(observation), dict(info), _text(instructions_of(env)), tools)
 
     def _step(self, action: str) -> Step:
         assert self._env is not None
@@ -167,7 +169,7 @@ class EnvThread:
         if not math.isfinite(reward):
             raise EnvError(f"the reward is {reward}")
         calls = list(getattr(self._env.unwrapped, "calls", ()))
-        return Step(_text(observation), float(reward), bool(terminated), bool(truncated), dict(info), calls)
+        return Step(_seen(observation), float(reward), bool(terminated), bool(truncated), dict(info), calls)
 
 
 class EnvSeat:
@@ -243,11 +245,21 @@ class EnvWorker:
             raise StepTimeout(f"{method} took longer than {timeout:g} s") from error
 
 
-def _text(observation: Any) -> str:
-    """The observation, without halves of surrogate pairs, which no tokenizer takes."""
-    if not isinstance(observation, str):
-        raise EnvError(f"an observation must be text, but this is {type(observation).__name__}")
-    return observation.encode(errors="replace").decode()
+def _seen(observation: Any) -> str | Sight:
+    """The observation; its text without halves of surrogate pairs, which no tokenizer takes."""
+    found = observed(observation)
+    return _text(found) if isinstance(found, str) else found._replace(text=_text(found.text))
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _deliver(future: Future[Any], result: Any, error: Exception | None) -> None:
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
@@ -289,26 +301,25 @@ class EnvPool:
             MissingDependency: If its engine is not installed.
             EnvError: If it cannot be made for another reason.
         """
-        self._ask("check", (), timeout)
+        self._ask(timeout, ("check", ()))
 
-    def first_info(self, seed: int, options: dict[str, Any], timeout: float = 120.0) -> dict[str, Any]:
-        """The ``info`` of a reset.
+    def first_info(self, seed: int, options: dict[str, Any], *actions: str, timeout: float = 120.0) -> dict[str, Any]:
+        """The ``info`` of a reset, or of the last of some actions after it.
 
         Raises:
             EnvError: If it failed or took longer than ``timeout`` seconds.
         """
-        info: dict[str, Any] = self._ask("reset", (seed, options), timeout)[1]
+        info: dict[str, Any] = self._ask(timeout, ("reset", (seed, options)), *(("step", (a,)) for a in actions)).info
         return info
 
-    def _ask(self, method: str, arguments: tuple[Any, ...], timeout: float) -> Any:
-        """Make a call and wait for it."""
+    def _ask(self, timeout: float, *calls: tuple[str, tuple[Any, ...]]) -> Any:
+        """Make calls, one after the other, of one environment; the result is that of the last."""
         worker = self.take()
-        done: Future[Any] = Future()
-        worker.seat.submit(
-            method, arguments, lambda result, error: done.set_exception(error) if error else done.set_result(result)
-        )
         try:
-            result = done.result(timeout)
+            for method, arguments in calls:
+                done: Future[Any] = Future()
+                worker.seat.submit(method, arguments, functools.partial(_deliver, done))
+                result = done.result(timeout)
         except TimeoutError as error:
             self.discard(worker)
             raise EnvError(f"{self.env_id} did not {method} within {timeout:g} s") from error

@@ -4,6 +4,10 @@ Each role's speeches are clustered by k-means on their own (the role's latent st
 together (the public codes). A listener is told a public code drawn from the distribution that a speaker's latent
 strategy has over them: the number of the latent strategy would give the role away.
 
+An encoder hears little of *not*: "is a Werewolf" and "is not a Werewolf" lie in one cluster. With ``arguments`` a
+cluster is parted into speeches that accuse somebody, clear somebody, and do neither (`agentgym.arguments`), and whom
+they accuse or clear is a decision of its own in the game over latent strategies, which all hear.
+
 | equation | function |
 |---|---|
 | k_ρ(i) = k_ρ(1) + i − 1 | `cluster_counts` |
@@ -23,6 +27,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from agentgym.arguments import stance
 from agentgym.clusters import Clusters, kmeans
 from agentgym.embeddings import Encoder
 from agentgym.errors import ConfigError
@@ -69,15 +74,18 @@ class Latents:
         encoder: Makes their vectors.
         roles: Clusters of each role.
         public: Clusters of all roles together.
+        arguments: Whether clusters are parted by stance.
         counts: Number of latent strategies of each role.
+        stances: Stance of each of them, None without arguments; `agentgym.envs.werewolf_rules.Stances`.
         codebook: ``codebook[role][latent][code]``, the share of a public code among the speeches of a latent strategy.
             A role without speech has one latent strategy, with the shares of all speeches.
     """
 
-    def __init__(self, encoder: Encoder, roles: Sequence[Clusters], public: Clusters):
+    def __init__(self, encoder: Encoder, roles: Sequence[Clusters], public: Clusters, arguments: bool = False):
         """Count the codebook."""
-        self.encoder, self.roles, self.public = encoder, tuple(roles), public
+        self.encoder, self.roles, self.public, self.arguments = encoder, tuple(roles), public, arguments
         self.counts = tuple(len(role.centroids) for role in roles)
+        self.stances = tuple(tuple(role.stances.tolist()) for role in roles) if arguments else None
         code = dict(zip(public.texts, public.labels.tolist(), strict=True))
         book = []
         for role in roles:
@@ -89,7 +97,7 @@ class Latents:
         self.codebook: tuple[tuple[tuple[float, ...], ...], ...] = tuple(book)
 
     def assign(self, role: int, texts: Sequence[str]) -> np.ndarray:
-        """The latent strategy of each speech of a role ``[n]``, int.
+        """The latent strategy of each speech of a role ``[n]``, int: the nearest, of the same stance if there is one.
 
         Raises:
             ConfigError: The encoder is not the one that the latents were fitted with.
@@ -109,7 +117,11 @@ class Latents:
                 f"the encoder {self.encoder.name} gives {vectors.shape[1]} numbers a text, "
                 f"the latents were fitted with {centroids.shape[1]}: load them with the same encoder"
             )
-        nearest: np.ndarray = ((centroids**2).sum(1) - 2 * vectors @ centroids.T).argmin(1)
+        far = (centroids**2).sum(1) - 2 * vectors @ centroids.T
+        if self.arguments and clusters is not self.public:
+            same = np.array([stance(text) for text in texts])[:, None] == clusters.stances
+            far = np.where(same | ~same.any(1, keepdims=True), far, np.inf)
+        nearest: np.ndarray = far.argmin(1)
         return nearest
 
     def metrics(self) -> dict[str, float]:
@@ -123,7 +135,8 @@ class Latents:
             found[f"latents/{clusters.name}_entropy"] = clusters.entropy()
             found[f"latents/{clusters.name}_largest"] = float(clusters.shares().max())
             found[f"latents/{clusters.name}_inertia"] = float(clusters.weights @ clusters.distances)
-            found[f"latents/{clusters.name}_short"] = float(clusters.wanted - len(clusters.centroids))
+            distinct = len(np.unique(clusters.centroids, axis=0))
+            found[f"latents/{clusters.name}_short"] = float(clusters.wanted - distinct)
         return found
 
     def collapsed(self) -> tuple[str, ...]:
@@ -152,6 +165,7 @@ def fit(
     public_codes: int = 8,
     restarts: int = 10,
     roles: Sequence[str] = ("werewolf", "seer", "doctor", "villager"),
+    arguments: bool = False,
 ) -> Latents:
     """Cluster the speeches of each role, and those of all.
 
@@ -163,6 +177,7 @@ def fit(
         public_codes: Number of public codes K_pub.
         restarts: Starts of k-means.
         roles: Names of the roles, for metrics.
+        arguments: Part the clusters of roles by stance.
 
     Raises:
         ConfigError: A wrong argument, or nothing was said at all.
@@ -188,7 +203,9 @@ def fit(
         if times:
             centroids, labels, _ = kmeans(points, k, seed, restarts, weights=weights)
         distances = ((points - centroids[labels]) ** 2).sum(1)
-        return Clusters(name, k, centroids, tuple(times), weights, labels, distances)
+        return Clusters(name, k, centroids, tuple(times), weights, labels, distances, np.zeros(len(centroids), np.intp))
 
     found = [cluster(name, times, k) for name, times, k in zip(roles, said, counts, strict=True)]
-    return Latents(encoder, found, cluster("public", pool, public_codes))
+    if arguments:
+        found = [role.by_stance(np.array([stance(text) for text in role.texts], np.intp)) for role in found]
+    return Latents(encoder, found, cluster("public", pool, public_codes), arguments)

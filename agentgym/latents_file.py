@@ -16,8 +16,8 @@ from agentgym.embeddings import Encoder, make_encoder
 from agentgym.errors import ConfigError
 from agentgym.latents import Latents
 
-_FORMAT = 1
-_ARRAYS = ("centroids", "weights", "labels", "distances")
+_FORMAT = 2
+_ARRAYS = ("centroids", "stances", "weights", "labels", "distances")
 
 
 def save(latents: Latents, folder: Path) -> None:
@@ -32,6 +32,7 @@ def save(latents: Latents, folder: Path) -> None:
     body = {
         "format": _FORMAT,
         "encoder": latents.encoder.name,
+        "arguments": latents.arguments,
         "arrays": digest,
         "clusters": [{"name": s.name, "wanted": s.wanted, "texts": s.texts} for s in sets],
     }
@@ -58,7 +59,7 @@ def load(folder: str | Path, encoder: Encoder | None = None) -> Latents:
         body: dict[str, Any] = json.loads((folder / "latents.json").read_bytes())
         if body["format"] != _FORMAT:
             raise ValueError(f"format {body['format']!r}, not {_FORMAT}")
-        name = str(body["encoder"])
+        name, arguments = str(body["encoder"]), bool(body["arguments"])
         data = (folder / f"latents-{body['arrays']}.npz").read_bytes()
         if hashlib.sha256(data).hexdigest() != body["arrays"]:
             raise ValueError("the arrays are not those that were written")
@@ -72,13 +73,14 @@ def load(folder: str | Path, encoder: Encoder | None = None) -> Latents:
         raise ConfigError(f"{folder} holds no latents, or damaged ones ({reason}): fit them again") from error
     if encoder is not None and encoder.name != name:
         raise ConfigError(f"the latents in {folder} were fitted with the encoder {name}, not {encoder.name}")
-    return Latents(encoder or make_encoder(name), sets[:-1], sets[-1])
+    return Latents(encoder or make_encoder(name), sets[:-1], sets[-1], arguments)
 
 
 def _clusters(one: dict[str, Any], arrays: dict[str, np.ndarray]) -> Clusters:
     texts = tuple(one["texts"])
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a speech that is no text")
-    if len({len(texts), *(len(arrays[name]) for name in _ARRAYS[1:])}) != 1:
+    said = {len(texts), *(len(arrays[name]) for name in ("weights", "labels", "distances"))}
+    if len(said) != 1 or len(arrays["stances"]) != len(arrays["centroids"]):
         raise ValueError(f"{one['name']}: texts and arrays are of different lengths")
     return Clusters(str(one["name"]), int(one["wanted"]), texts=texts, **arrays)

@@ -23,6 +23,7 @@ class EnvEntry:
             short, the first stands for all.
         codec: How a model's text becomes an action where ``rollout.codec`` is ``auto``: a key of
             `agentgym.actions.CODECS`.
+        skips: Checks of `agentgym check` that say nothing about it, each with the reason.
     """
 
     id: str
@@ -33,6 +34,7 @@ class EnvEntry:
     kwargs: dict[str, Any] = field(default_factory=dict)
     variants: tuple[dict[str, Any], ...] = ({},)
     codec: str = "plain"
+    skips: dict[str, str] = field(default_factory=dict)
 
 
 ENVIRONMENTS: tuple[EnvEntry, ...] = (
@@ -124,8 +126,9 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         "agentgym.envs.werewolf_seat:WerewolfSeatEnv",
         "Werewolf: one seat of the game of hidden roles, against scripted players; the role by the argument role",
         extra="marl",
-        variants=({"winnable": True, "players": 4, "brief": True}, {"winnable": True}),
+        variants=({"players": 4, "brief": True}, {}),
         codec="verbatim",
+        skips={"expert": "the expert knows no more than a seat may know, so it loses games"},
     ),
     EnvEntry(
         "agentgym/PythonMath-v0",
@@ -163,6 +166,18 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         codec="report",
     ),
     EnvEntry(
+        "agentgym/AndroidControl-v0",
+        "agentgym.envs.android_control:AndroidControlEnv",
+        "AndroidControl: the next action of recorded phone use, from a screenshot or its elements in words",
+        extra="gui",
+        variants=(
+            {},
+            {"instruction": "low", "history": "actions", "evaluator": "os_atlas"},
+            {"instruction": "low_alone", "split": "test", "evaluator": "agentcpm"},
+        ),
+        codec="gui",
+    ),
+    EnvEntry(
         "agentgym/DataScience-v0",
         "agentgym.envs.data_science:DataScienceEnv",
         "DataScience: write the Python that fits a scikit-learn classifier, scored by ROC-AUC in a sandbox",
@@ -171,13 +186,30 @@ ENVIRONMENTS: tuple[EnvEntry, ...] = (
         variants=({"dataset": "iris"}, {"dataset": "breast_cancer"}),
         codec="code",
     ),
+    EnvEntry(
+        "agentgym/MiniWoB-v0",
+        "agentgym.envs.miniwob:MiniWoBEnv",
+        "MiniWoB++: small web tasks in a real Chromium, seen as text or as a screenshot; chosen by the argument task",
+        extra="gui",
+        needs=("chromium",),
+        variants=tuple(
+            {"task": task} for task in ("click-checkboxes", "login-user", "email-inbox", "social-media-some")
+        ),
+        codec="verbatim",
+    ),
 )
+
+
+def entry_of(env_id: str) -> EnvEntry | None:
+    """The line of an environment; None for one that is not in the table."""
+    name = env_id.rpartition(":")[2]
+    return next((entry for entry in ENVIRONMENTS if entry.id == name), None)
 
 
 def codec_of(env_id: str) -> str:
     """The action codec that fits an environment; ``plain`` for one that is not in the table."""
-    name = env_id.rpartition(":")[2]
-    return next((entry.codec for entry in ENVIRONMENTS if entry.id == name), "plain")
+    entry = entry_of(env_id)
+    return entry.codec if entry else "plain"
 
 
 def register_envs() -> None:

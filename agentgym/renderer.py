@@ -8,16 +8,20 @@ The text of a row is a list of pieces. A context piece is text that was rendered
 is what the policy wrote. A new prompt extends the row if its text begins with the text of all pieces; the
 remaining text is tokenised on its own. Both ends of a sampled piece are safe places to cut, since the engine
 itself starts sampling at the first and a special token stands at the second.
+
+Where the tokenizer is that of a model that sees, a piece also says which images stand where in its text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
+from agentgym import pictures
 from agentgym.errors import ContextFull, TemplateError
-from agentgym.types import Edit, Message, Segment, Trajectory
+from agentgym.pictures import Ref
+from agentgym.types import Edit, ImageSpan, Message, Segment, Trajectory
 
 _SYSTEM, _FIRST, _PROBE, _SECOND = "PROBE-2c51", "PROBE-9e08", "PROBE-7f3a", "PROBE-b64d"
 _EXCERPT = 400
@@ -42,6 +46,30 @@ class ChatTokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids, special tokens included."""
+        ...
+
+
+class Placed(NamedTuple):
+    """An image in rendered text, where its placeholder stands.
+
+    Attributes:
+        at: First character of the placeholder.
+        ref: The image.
+    """
+
+    at: int
+    ref: Ref
+
+
+class SeeingTokenizer(ChatTokenizer, Protocol):
+    """A tokenizer of a model that sees."""
+
+    def place(self, messages: Sequence[Message]) -> tuple[str, list[Placed]]:
+        """Return the prompt text of the messages, with one placeholder an image, and which image stands where."""
+        ...
+
+    def encode_images(self, text: str, images: Sequence[Placed]) -> tuple[list[int], list[ImageSpan]]:
+        """Tokenise text with images in it; also where in the ids they stand."""
         ...
 
 
@@ -141,6 +169,7 @@ class _Piece:
     text: str
     start: int
     sampled: bool
+    images: Sequence[Placed] = field(default_factory=list)
 
 
 class Renderer:
@@ -150,16 +179,18 @@ class Renderer:
         tokenizer: The tokenizer.
         close: Text of the token that ends an assistant turn.
         close_id: Its id; a policy stops sampling there.
+        sees: Whether the tokenizer's model looks at images.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer):
+    def __init__(self, tokenizer: ChatTokenizer | SeeingTokenizer):
         """Probe the template.
 
         Raises:
             TemplateError: If the template fails, drops a message, does not end an assistant turn with a special
                 token, or does not open one when it is asked for the generation prompt.
         """
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
+        self.sees = hasattr(tokenizer, "place")
         self.close, self.close_id = self._probe()
 
     def _probe(self) -> tuple[str, int]:
@@ -194,14 +225,33 @@ class Renderer:
         return token, self.tokenizer.special[token]
 
     def escape(self, text: str) -> str:
-        """Break up special tokens in text that comes from outside, so that it cannot fake a turn.
+        """Break up special tokens in text that comes from outside, so that it cannot fake a turn or an image.
 
         Halves of surrogate pairs, which no tokenizer takes, become question marks.
         """
+        text = pictures.escape(text)
         for token in self.tokenizer.special:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}" if len(token) > 1 else " ")
         return text.encode(errors="replace").decode()
+
+    def place(self, messages: Sequence[Message]) -> tuple[str, list[Placed]]:
+        """Render messages; a model that does not see reads the markers of images as text."""
+        if self.sees:
+            found: tuple[str, list[Placed]] = self.tokenizer.place(messages)
+            return found
+        return self.tokenizer.render(messages), []
+
+    def encode(self, text: str, images: Sequence[Placed], behind: bool) -> tuple[list[int], list[ImageSpan]]:
+        """Ids of rendered text, at the start or ``behind`` other text, and where in them images stand."""
+        if not images:
+            return self.encode_after(text) if behind else self.tokenizer.encode(text), []
+        if not behind:
+            ids, spans = self.tokenizer.encode_images(text, images)
+            return ids, spans
+        moved = [Placed(len(self.close) + at, ref) for at, ref in images]
+        ids, spans = self.tokenizer.encode_images(self.close + text, moved)
+        return ids[1:], [replace(span, start=span.start - 1, stop=span.stop - 1) for span in spans]
 
     def encode_reply(self, text: str) -> list[int]:
         """Ids of an assistant message with its closing token, as a scripted policy would write it."""
@@ -238,6 +288,7 @@ class Row:
         self.segments: list[Segment] = []
         self._pieces: list[_Piece] = []
         self._prompt, self._prompt_pieces = "", 0
+        self._prompt_images: list[Placed] = []
 
     @property
     def segment(self) -> Segment:
@@ -257,11 +308,12 @@ class Row:
         Raises:
             ContextFull: If the prompt is longer than the limit. The row is left as it was.
         """
-        text = self.renderer.tokenizer.render(messages)
-        matched, at = self._match(text)
+        text, images = self.renderer.place(messages)
+        matched, at = self._match(text, images)
+        rest, new = text[at:], _within(images, at, len(text))
         grows = self.segments and matched == len(self._pieces)
-        start = self._extend(text[at:]) if grows else self._fork(text, matched, at, turn)
-        self._prompt, self._prompt_pieces = text, len(self._pieces)
+        start = self._extend(rest, new) if grows else self._fork(rest, new, matched, at, turn)
+        self._prompt, self._prompt_images, self._prompt_pieces = text, images, len(self._pieces)
         return start
 
     def sampled(self, ids: list[int], logps: list[float], version: int) -> tuple[int, int]:
@@ -276,25 +328,27 @@ class Row:
         self._pieces.append(_Piece(text, start, sampled=True))
         return start, len(self.segment)
 
-    def _match(self, text: str) -> tuple[int, int]:
+    def _match(self, text: str, images: Sequence[Placed]) -> tuple[int, int]:
         """Number of pieces that ``text`` begins with, and where the rest of it starts.
 
         A text that begins with the last prompt begins with the pieces of that prompt: only later ones are looked at.
         """
-        known = self._prompt_pieces if text.startswith(self._prompt) else 0
+        same = text.startswith(self._prompt) and _within(images, 0, len(self._prompt)) == self._prompt_images
+        known = self._prompt_pieces if same else 0
         at = len(self._prompt) if known else 0
         close = self.renderer.close
         for i in range(known, len(self._pieces)):
             piece = self._pieces[i]
             if not piece.sampled:
-                if not text.startswith(piece.text, at):
+                stop = at + len(piece.text)
+                if not text.startswith(piece.text, at) or _within(images, at, stop) != piece.images:
                     return i, at
-                at += len(piece.text)
+                at = stop
                 continue
             closed = piece.text.endswith(close) and self._ends_closed(i)
             body = piece.text.removesuffix(close) if closed else piece.text
             for shown in (body, body.rstrip(), body.lstrip(), body.strip()):
-                if text.startswith(shown + close, at):
+                if text.startswith(shown + close, at) and not _within(images, at, at + len(shown)):
                     at += len(shown) + (len(close) if closed else 0)
                     break
             else:
@@ -309,28 +363,30 @@ class Row:
         if self.context_limit is not None and length > self.context_limit:
             raise ContextFull(f"the prompt has {length} tokens, the context holds {self.context_limit}")
 
-    def _extend(self, rest: str) -> int:
-        ids = self.renderer.encode_after(rest)
+    def _extend(self, rest: str, images: list[Placed]) -> int:
+        ids, spans = self.renderer.encode(rest, images, behind=True)
         start = len(self.segment)
         self._check(start + len(ids))
-        self.segment.append_context(ids)
-        self._pieces.append(_Piece(rest, start, sampled=False))
+        self.segment.append_context(ids, spans)
+        self._pieces.append(_Piece(rest, start, False, images))
         return start
 
-    def _fork(self, text: str, matched: int, at: int, turn: int) -> int:
+    def _fork(self, rest: str, images: list[Placed], matched: int, at: int, turn: int) -> int:
         pieces, old = self._pieces[:matched], self.segments[-1] if self.segments else None
-        kept = 0
-        if old is not None:
-            kept = self._pieces[matched].start
-        shared = old.ids[:kept] if old else []
-        ids = self.renderer.encode_after(text[at:]) if at else self.renderer.tokenizer.encode(text)
+        kept = self._pieces[matched].start if old is not None else 0
+        ids, spans = self.renderer.encode(rest, images, behind=at > 0)
         self._check(kept + len(ids))
-        edit = None
+        new = Segment()
         if old is not None:
             before = "".join(p.text for p in self._pieces[matched:])
-            edit = Edit(turn, kept, len(old) - kept, before[:_EXCERPT], text[at:][:_EXCERPT])
-        new = Segment(edit=edit)
-        new.append_context([*shared, *ids])
+            new.edit = Edit(turn, kept, len(old) - kept, before[:_EXCERPT], rest[:_EXCERPT])
+            new.append_context(old.ids[:kept], [image for image in old.images if image.stop <= kept])
+        new.append_context(ids, spans)
         self.segments.append(new)
-        self._pieces = [*pieces, _Piece(text[at:], kept, sampled=False)]
+        self._pieces = [*pieces, _Piece(rest, kept, False, images)]
         return kept
+
+
+def _within(images: Sequence[Placed], start: int, stop: int) -> list[Placed]:
+    """The images in a part of a text, counted from its beginning."""
+    return [Placed(at - start, ref) for at, ref in images if start <= at < stop]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import gymnasium as gym
 
+from agentgym.pictures import Sight, observed, seen
 from agentgym.types import Status, Trajectory
 
 
@@ -34,7 +35,9 @@ def replay(
     options: dict[str, Any] | None = None,
     show: Callable[[str, Sequence[str]], str] | None = None,
 ) -> list[Mismatch]:
-    """Play the stored actions in a real environment and compare what it says, character by character.
+    """Play the stored actions in a real environment and compare what it says and shows, character by character.
+
+    Images are compared pixel by pixel, through the hash in their marker.
 
     A turn whose action is None was a parse error: it does not step the environment, its reward is not compared, and
     neither is the observation after it, which is the complaint about the parse error. The final observation is
@@ -57,9 +60,7 @@ def replay(
     for index, turn in enumerate(trajectory.turns):
         if ended:
             return [*found, Mismatch(index, "end", "goes on", ended)]
-        shown = _text(observation)
-        if show is not None:
-            shown = show(shown, info.get("admissible_commands") or [])
+        shown = _shown(observation, info, show)
         if comparable and turn.observation != shown:
             found.append(Mismatch(index, "observation", turn.observation, shown))
         comparable = turn.action is not None
@@ -72,13 +73,15 @@ def replay(
     status, last = trajectory.status, len(trajectory.turns)
     if status is None or status.failed:
         return found
-    if comparable and trajectory.final_observation != _text(observation):
-        found.append(Mismatch(last, "observation", trajectory.final_observation, _text(observation)))
+    if comparable and trajectory.final_observation != (final := seen(observed(observation))):
+        found.append(Mismatch(last, "observation", trajectory.final_observation, final))
     if status is Status.DONE and not ended:
         found.append(Mismatch(last, "end", "done", "goes on"))
     return found
 
 
-def _text(observation: Any) -> str:
-    """The text of an observation: itself, or its ``text`` part when it also has an image."""
-    return str(observation["text"] if isinstance(observation, dict) else observation)
+def _shown(observation: Any, info: dict[str, Any], show: Callable[[str, Sequence[str]], str] | None) -> str:
+    """An observation as it was shown; an image is named by its content."""
+    found = observed(observation)
+    marker, text = (found.ref.marker, found.text) if isinstance(found, Sight) else ("", found)
+    return marker + (show(text, info.get("admissible_commands") or []) if show is not None else text)

@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agentgym import errors, report_data, report_games, store
+from agentgym import errors, report_data, report_games, report_pictures, store
 from agentgym.types import Trajectory
 
-_SCRIPTS = ("report.js", "report_curves.js", "report_tokens.js", "report_trajectory.js")
+_SCRIPTS = ("report.js", "report_curves.js", "report_tokens.js", "report_screen.js", "report_trajectory.js")
 _STYLES = ("report.css",)
 _GAMES = ("report_games.js", "report_games.css")
 
@@ -35,6 +35,8 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
     Args:
         run_dir: The folder.
         limit: Most trajectories in the page; of larger runs each file gives an equal share, first ones first.
+
+    Images of observations are in the page too, as many as `report_pictures.MOST_BYTES` allows.
 
     Returns:
         The path of the page.
@@ -78,7 +80,7 @@ def write_report(run_dir: str | os.PathLike[str], limit: int = 2000) -> Path:
     }
     path = run / "report.html"
     with store.atomic_file(path) as file:
-        file.write(_page(index, details, replays))
+        file.write(_page(index, details, replays, report_pictures.images(trajectories)))
     return path
 
 
@@ -136,13 +138,16 @@ def _sample(paths: list[Path], limit: int, by_group: bool) -> tuple[list[tuple[s
     return files, sum(counts)
 
 
-def _page(index: dict[str, Any], details: list[dict[str, Any]], replays: list[dict[str, Any]]) -> bytes:
+def _page(
+    index: dict[str, Any], details: list[dict[str, Any]], replays: list[dict[str, Any]], images: dict[str, str]
+) -> bytes:
     package = resources.files("agentgym")
     names = (*_SCRIPTS, *_STYLES, *(_GAMES if "games" in index else ()))
     texts = {name: (package / name).read_text(encoding="utf-8") for name in names}
     script, css = ("\n".join(texts[name] for name in names if name.endswith(end)) for end in (".js", ".css"))
     data = [_data("index", index), *(_data(f"t{number}", detail) for number, detail in enumerate(details))]
     data += [_data(f"g{number}", game) for number, game in enumerate(replays)]
+    data += [_data(f"p{name}", {"url": url}) for name, url in images.items()]
     parts = {
         "title": html.escape(index["name"]),
         "policy": f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(css)}",

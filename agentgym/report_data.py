@@ -17,6 +17,7 @@ import yaml
 from agentgym import errors, store
 from agentgym.evaluate import compare, sampled_tokens, summarise
 from agentgym.renderer import ByteTokenizer, holds_bytes
+from agentgym.report_pictures import drawn, parts
 from agentgym.types import Segment, Trajectory, Turn
 
 _CONFIG_FACTS = {"preset": "", "model": "path", "env": "id", "seed": ""}
@@ -264,9 +265,9 @@ def detail(trajectory: Trajectory, systems: dict[str, int]) -> dict[str, Any]:
         "attempts": trajectory.attempts,
         "error": trajectory.error,
         "info": _finite(trajectory.info),
-        "unanswered": last["content"] if last and last["role"] == "user" else None,
-        "final": trajectory.final_observation,
-        "turns": [_turn(turn, segments) for turn in turns],
+        "unanswered": parts(last["content"], trajectory) if last and last["role"] == "user" else None,
+        "final": parts(trajectory.final_observation, trajectory),
+        "turns": [{**_turn(t, segments), "observation": parts(t.observation, trajectory)} for t in turns],
         "segments": [_segment(s, p) for s, p in zip(segments, previous, strict=False)],
         "texts": texts,
     }
@@ -302,6 +303,8 @@ def _turn(turn: Turn, segments: Sequence[Segment]) -> dict[str, Any]:
     advantages = segments[turn.segment].advantages if turn.segment < len(segments) else None
     own = advantages[turn.start : turn.stop] if advantages else []
     shown: dict[str, Any] = {name: value for name, value in vars(turn).items() if name != "candidates"}
+    shown["info"] = _finite(turn.info)
+    shown["drawn"] = drawn(turn.action, turn.info)
     shown["calls"] = [
         {**vars(call), "arguments": _arguments(call.arguments), "seconds": _short(call.seconds, 6)}
         for call in turn.calls

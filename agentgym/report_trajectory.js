@@ -74,8 +74,10 @@ function drawTabs(i, detail) {
 function drawTurns(detail) {
   const system = detail.system === null ? null : fold("System prompt", INDEX.systems[detail.system]);
   const turns = detail.turns.map((turn, number) => drawTurn(detail, turn, number));
-  const last = (label, text) =>
-    text ? el("section", { className: "turn" }, el("div", { className: "at" }, "end"), block(label, text)) : null;
+  const last = (label, shown) =>
+    shown && (shown.text || shown.images.length)
+      ? el("section", { className: "turn" }, el("div", { className: "at" }, "end"), sight(label, shown))
+      : null;
   return [system, ...turns, last("Observation without an answer", detail.unanswered), last("Final observation", detail.final)];
 }
 
@@ -85,6 +87,14 @@ function fold(label, text) {
 
 function block(label, text, note = null, kind = "") {
   return el("div", { className: `block ${kind}` }, el("h4", {}, label, note), el("pre", {}, text));
+}
+
+/** An observation: its images, the action drawn on the last one, and its text. */
+function sight(label, shown, drawn = null) {
+  if (!shown.images.length) return block(label, shown.text);
+  const screens = shown.images.map((hash, k) => drawScreen(hash, k === shown.images.length - 1 ? drawn : null));
+  const text = shown.text ? el("pre", {}, shown.text) : null;
+  return el("div", { className: "block sight" }, el("h4", {}, label), el("div", {}, ...screens, text));
 }
 
 const seconds = (value) => (value < 1 ? `${num(1000 * value, 2)} ms` : `${num(value)} s`);
@@ -118,7 +128,7 @@ function drawTurn(detail, turn, number) {
       "div",
       {},
       drawEdit(forked, detail),
-      block("Observation", turn.observation),
+      sight("Observation", turn.observation, turn.drawn),
       block("Model", turn.text || " ", cut, "model"),
       turn.calls.length ? null : action,
       ...turn.calls.map(drawCall),

@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,7 @@ class Task:
         group: Name of the group.
         index: Position of the group in its batch.
         member: Position in the group.
+        options: Options of ``env.reset`` for this episode, over those of the rollout.
     """
 
     env_seed: int
@@ -117,6 +118,7 @@ class Task:
     group: str
     index: int
     member: int
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass
@@ -210,6 +212,7 @@ class Rollout:
     Attributes:
         stats: Counts since the start, failures among them.
         wrapper: What the gold answer is put into to be scored before every turn (`policies.probe`); None for no probe.
+        keep: Names of scalars of ``info`` to keep: of a reset in `Trajectory.info`, of a step in `Turn.info`.
     """
 
     def __init__(
@@ -237,6 +240,7 @@ class Rollout:
         self.context = make_context(config.context, policy.renderer.escape, config.max_turns)
         self.stats = RolloutStats()
         self.wrapper: str | None = None
+        self.keep: tuple[str, ...] = ()
 
     def collect(self, tasks: Sequence[Task]) -> list[Group]:
         """Play tasks to the end; see `stream`. Also works where an event loop runs already, as in a notebook."""
@@ -333,7 +337,10 @@ class Rollout:
     async def _episode(self, session: Session, worker: EnvWorker, task: Task, trajectory: Trajectory) -> None:
         config = self.config
         session.begin((task.index, task.member), task.group)
-        observation, info, instructions, tools = await worker.reset(task.env_seed, self.options, config.step_timeout)
+        observation, info, instructions, tools = await worker.reset(
+            task.env_seed, {**self.options, **task.options}, config.step_timeout
+        )
+        trajectory.info |= self._kept(info)
         probe = None
         if self.wrapper is not None:
             probe = make_probe(self.policy.renderer, gold_answer(info, self.pool.env_id), self.wrapper)
@@ -364,8 +371,12 @@ class Rollout:
                 record.action, config.step_timeout
             )
             record.env_s = time.perf_counter() - started
+            record.info = self._kept(info)
             if terminated or truncated:
                 trajectory.status = Status.DONE if terminated else Status.TRUNCATED
                 break
         trajectory.status = trajectory.status or Status.TRUNCATED
         dialogue.end(info, observation)
+
+    def _kept(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: info[k] for k in self.keep if isinstance(info.get(k), bool | int | float | str)}

@@ -133,9 +133,10 @@ class Run:
         """Save sample trajectories under ``trajectories/NAME.jsonl``."""
         store.write(self.dir / "trajectories" / f"{name}.jsonl", trajectories)
 
-    def evaluated(self, name: str, step: int, result: Evaluation) -> None:
+    def evaluated(self, name: str, step: int, result: Evaluation, log: bool = True) -> None:
         """Log the result of an evaluation, and keep it in ``evaluation.json``."""
-        self.log(step, result.metrics())
+        if log:
+            self.log(step, result.metrics())
         self._keep({**self._results(), name: {"step": step, **result.to_dict()}})
 
     def evaluations(self) -> dict[str, Evaluation]:

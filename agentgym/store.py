@@ -2,6 +2,9 @@
 
 Both formats hold every field of a ``Trajectory`` exactly and name the version of their schema. A JSONL file
 is a header line, then one trajectory a line; a kill in the middle of an append costs at most the last line.
+
+Images lie beside the file, each once, as ``images/HASH.png``; a trajectory read back knows where, and reads an image
+when it is asked for its pixels.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from agentgym import errors, store_parquet
+from agentgym import errors, pictures, store_parquet
+from agentgym.pictures import Picture
 from agentgym.replay import Mismatch, replay
-from agentgym.types import Candidate, Edit, Segment, ToolUse, Trajectory, Turn
+from agentgym.types import Candidate, Edit, ImageSpan, Segment, ToolUse, Trajectory, Turn
 
 __all__ = ["Mismatch", "append", "atomic_file", "iter_read", "read", "replay", "write"]
 
 SCHEMA_VERSION = 1
 _KEY = "agentgym_trajectories"
+_IMAGES = "images"
 _HEADER = json.dumps({_KEY: SCHEMA_VERSION, "line": "one agentgym.types.Trajectory as JSON"}).encode() + b"\n"
 
 
@@ -102,6 +107,14 @@ def append(path: str | os.PathLike[str], trajectories: Iterable[Trajectory]) -> 
         _sync_folder(path.parent)
 
 
+def _keep_images(folder: Path, found: dict[str, Picture]) -> None:
+    for name, picture in found.items():
+        file = folder / _IMAGES / f"{name}.png"
+        if not file.exists():
+            with atomic_file(file) as opened:
+                opened.write(picture.png)
+
+
 def read(path: str | os.PathLike[str]) -> list[Trajectory]:
     """Read all trajectories of a file; see ``iter_read``."""
     return list(iter_read(path))
@@ -148,9 +161,13 @@ def _sync_folder(folder: Path) -> None:
 
 def _row(trajectory: Trajectory) -> dict[str, Any]:
     """The same as ``to_dict``, without copying the token lists."""
-    segments = [{**_fields(segment), "edit": segment.edit and _fields(segment.edit)} for segment in trajectory.segments]
+    segments = [
+        {**_fields(s), "edit": s.edit and _fields(s.edit), "images": [_fields(i) for i in s.images]}
+        for s in trajectory.segments
+    ]
     return {
         **_fields(trajectory),
+        "pictures": list(trajectory.pictures),
         "segments": segments,
         "turns": [
             {**_fields(t), "candidates": [_fields(c) for c in t.candidates], "calls": [_fields(c) for c in t.calls]}
@@ -159,12 +176,13 @@ def _row(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _fields(value: Trajectory | Segment | Turn | Candidate | ToolUse | Edit) -> dict[str, Any]:
+def _fields(value: Trajectory | Segment | ImageSpan | Turn | Candidate | ToolUse | Edit) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _to_line(path: Path, trajectory: Trajectory) -> bytes:
     row = _row(trajectory)
+    _keep_images(path.parent, trajectory.pictures)
     try:
         try:
             text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), default=_plain)
@@ -222,7 +240,7 @@ def _read_jsonl(path: Path) -> Iterator[Trajectory]:
         _check_header(path, header)
         for number, line in enumerate(file, start=2):
             try:
-                trajectory = Trajectory.from_dict(json.loads(line.decode()))
+                trajectory = _trajectory(path, json.loads(line.decode()))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     warnings.warn(
@@ -235,6 +253,11 @@ def _read_jsonl(path: Path) -> Iterator[Trajectory]:
                     f"restore the file, or drop this line with sed -i {number}d {shlex.quote(str(path))}"
                 ) from None
             yield trajectory
+
+
+def _trajectory(path: Path, row: dict[str, Any]) -> Trajectory:
+    names = row.get("pictures") or []
+    return Trajectory.from_dict({**row, "pictures": pictures.in_folder(path.parent / _IMAGES, names)})
 
 
 def _repair(file: IO[bytes], path: Path) -> None:
@@ -271,9 +294,11 @@ def _last_line(file: IO[bytes]) -> tuple[int, bytes]:
 def _parquet_rows(path: Path, trajectories: Iterable[Trajectory]) -> Iterator[dict[str, Any]]:
     for trajectory in trajectories:
         row = _row(trajectory)
+        _keep_images(path.parent, trajectory.pictures)
         row["status"] = None if trajectory.status is None else str(trajectory.status)
         try:
             row["info"] = json.dumps(trajectory.info, default=_plain)
+            row["turns"] = [{**t, "info": json.dumps(t["info"], default=_plain)} for t in row["turns"]]
             if any(message.keys() != {"role", "content"} for message in trajectory.messages):
                 raise ValueError("a message with other keys than role and content")
         except (TypeError, ValueError) as error:
@@ -292,7 +317,8 @@ def _read_parquet(path: Path) -> Iterator[Trajectory]:
     try:
         _check_version(f"{path}", store_parquet.read_metadata(path).get(_KEY))
         for row in store_parquet.read_rows(path):
-            yield Trajectory.from_dict({**row, "info": json.loads(row["info"])})
+            turns = [{**t, "info": json.loads(t.get("info") or "{}")} for t in row["turns"]]
+            yield _trajectory(path, {**row, "turns": turns, "info": json.loads(row["info"])})
     except (ValueError, TypeError, KeyError, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise errors.ConfigError(f"{path}: truncated or damaged parquet ({reason}): write it again") from None

@@ -63,8 +63,8 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def schema(metadata: dict[str, str] | None = None) -> Any:
     """The columns: one per field of ``Trajectory``.
 
-    ``info`` is JSON text, since its keys differ by environment; log-probabilities are doubles, since Python
-    floats are.
+    ``info`` is JSON text, since its keys differ by environment (that of a turn too); log-probabilities are doubles,
+    since Python floats are; pictures are the names of files.
 
     Args:
         metadata: Metadata of the schema.
@@ -75,6 +75,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
     pa, _ = pyarrow()
     text, flag, small, integer, real = pa.string(), pa.bool_(), pa.int32(), pa.int64(), pa.float64()
     message = {"role": text, "content": text}
+    image = {"hash": text, "start": small, "stop": small, "first": small, "columns": small}
     edit = {"turn": small, "kept": small, "dropped": small, "before": text, "after": text}
     segment = {
         "ids": pa.list_(small),
@@ -83,6 +84,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "versions": pa.list_(small),
         "edit": pa.struct(list(edit.items())),
         "advantages": pa.list_(real),
+        "images": pa.list_(pa.struct(list(image.items()))),
     }
     candidate = {"ids": pa.list_(small), "words": small, "logp": real}
     call = {"name": text, "arguments": text, "output": text, "status": text, "exit_code": small, "seconds": real}
@@ -102,6 +104,7 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "candidates": pa.list_(pa.struct(list(candidate.items()))),
         "calls": pa.list_(pa.struct(list(call.items()))),
         "probe": real,
+        "info": text,
     }
     columns = {
         "env_id": text,
@@ -119,5 +122,6 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "attempts": small,
         "info": text,
         "final_observation": text,
+        "pictures": pa.list_(text),
     }
     return pa.schema(list(columns.items()), metadata=metadata)

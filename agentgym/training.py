@@ -137,9 +137,14 @@ class Training:
             if stopped and self._learner is not None and self._learner.updates == self._updates:
                 self._save()  # unless it stopped in the middle of a step
 
-    def first_info(self) -> dict[str, Any]:
-        """The ``info`` of a first reset, to refuse an environment before any rollout."""
-        return self._pool.first_info(self.cfg.seed, self.cfg.env.options)
+    def first_info(self, *actions: str, **options: Any) -> dict[str, Any]:
+        """The ``info`` of a first reset, or of actions after it, to refuse an environment before any rollout.
+
+        Args:
+            actions: What to do.
+            options: Options of the reset, over those of the config.
+        """
+        return self._pool.first_info(self.cfg.seed, {**self.cfg.env.options, **options}, *actions)
 
     def steps(self, learner: Learner) -> Iterator[int]:
         """The training steps that are still to be done, with evaluations and checkpoints between them.
@@ -199,9 +204,20 @@ class Training:
         found = self.run.evaluations()
         return {name: found[name] for name in ("before", "after")}
 
+    def measure(self, name: str, episodes: int, **options: Any) -> None:
+        """Evaluate under other options of the reset, unless it was done before; kept in ``evaluation.json`` alone."""
+        if name not in self.run.evaluations():
+            result, _ = self._evaluate(name, episodes, {**self.cfg.env.eval_options, **options})
+            self.run.evaluated(name, self.step, result, log=False)
+
     def _measure(self, name: str, episodes: int) -> None:
         if name in self.run.evaluations():
             return
+        result, played = self._evaluate(name, episodes, self.cfg.env.eval_options)
+        self.run.trajectories(f"eval_{name}", played[:_SHOWN])
+        self.run.evaluated(name, self.step, result)
+
+    def _evaluate(self, name: str, episodes: int, options: dict[str, Any]) -> tuple[Evaluation, list[Trajectory]]:
         cfg = self.cfg
         job = self._bar.add_task(f"eval {name}", total=episodes, note="")
         result, played = evaluate(
@@ -210,12 +226,11 @@ class Training:
             cfg.rollout,
             episodes,
             cfg.eval.seed,
-            cfg.env.eval_options,
+            options,
             on_episode=lambda _: self._bar.advance(job),
         )
         self._bar.update(job, note=result.note())
-        self.run.trajectories(f"eval_{name}", played[:_SHOWN])
-        self.run.evaluated(name, self.step, result)
+        return result, played
 
     def _save(self) -> None:
         assert self._learner is not None

@@ -6,13 +6,17 @@ Token ids are stored once, as the policy saw and produced them, and are never re
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal, TypedDict
 
+from agentgym import pictures
+from agentgym.pictures import Picture
+
 
 class Message(TypedDict):
-    """A chat message in OpenAI format."""
+    """A chat message in OpenAI format; images in its text are markers (`agentgym.pictures`)."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
@@ -56,6 +60,25 @@ class Edit:
 
 
 @dataclass
+class ImageSpan:
+    """Neighbouring placeholders of an image in a row of tokens.
+
+    Attributes:
+        hash: The image, a key of ``Trajectory.pictures``.
+        start: First placeholder.
+        stop: One past the last one.
+        first: Number of the first one among all placeholders of the image, which may stand in several spans.
+        columns: Columns of their grid, for models whose positions are two-dimensional there; else 0.
+    """
+
+    hash: str
+    start: int
+    stop: int
+    first: int = 0
+    columns: int = 0
+
+
+@dataclass
 class Segment:
     """A row of tokens that only ever grew at its end; all lists have the same length.
 
@@ -66,6 +89,7 @@ class Segment:
         versions: Policy version that sampled the token, -1 elsewhere.
         edit: None for the first segment, else why this one was forked.
         advantages: Per-token advantages (0 where the mask is 0), once a trainer has computed them.
+        images: Where images stand in it, in order. A placeholder's id alone does not say so: a policy may sample it.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -74,12 +98,15 @@ class Segment:
     versions: list[int] = field(default_factory=list)
     edit: Edit | None = None
     advantages: list[float] | None = None
+    images: list[ImageSpan] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def append_context(self, ids: list[int]) -> None:
-        """Append tokens that the policy reads but did not write."""
+    def append_context(self, ids: list[int], images: Sequence[ImageSpan] = ()) -> None:
+        """Append tokens that the policy reads but did not write; ``images`` are counted from the first of them."""
+        at = len(self.ids)
+        self.images += [replace(image, start=at + image.start, stop=at + image.stop) for image in images]
         self.ids += ids
         self.mask += [0] * len(ids)
         self.logps += [0.0] * len(ids)
@@ -134,7 +161,7 @@ class Turn:
     """One exchange: the observation the policy read, the tokens it sampled, what came of them.
 
     Attributes:
-        observation: The text shown before this action (what anchors compare).
+        observation: The text shown before this action (what anchors compare), behind the marker of its image.
         segment: Index of the segment that holds the sampled tokens.
         prompt_start: First token of this segment that was appended for this turn.
         start: First sampled token.
@@ -150,6 +177,7 @@ class Turn:
             take one of; else empty.
         calls: The calls of tools that the environment made for this action.
         probe: Mean log-probability of the tokens of the gold answer before this turn, None if it was not probed.
+        info: Scalars of the ``info`` that came back, those that the rollout was told to keep.
     """
 
     observation: str
@@ -167,6 +195,7 @@ class Turn:
     candidates: list[Candidate] = field(default_factory=list)
     calls: list[ToolUse] = field(default_factory=list)
     probe: float | None = None
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -189,6 +218,7 @@ class Trajectory:
         attempts: How many environments were used (1 = no retry).
         info: Scalars of the last ``info`` (score, max_score, ...).
         final_observation: What the environment said last.
+        pictures: The images of its observations by hash.
     """
 
     env_id: str
@@ -206,6 +236,7 @@ class Trajectory:
     attempts: int = 1
     info: dict[str, Any] = field(default_factory=dict)
     final_observation: str = ""
+    pictures: dict[str, Picture] = field(default_factory=dict)
 
     @property
     def episode_return(self) -> float:
@@ -219,14 +250,23 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values only, for JSON; ``from_dict`` is its inverse."""
-        return dataclasses.asdict(self)
+        shallow = replace(self, pictures={})
+        return {**dataclasses.asdict(shallow), "pictures": pictures.to_text(self.pictures)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Trajectory:
         """Rebuild a trajectory from ``to_dict``."""
         data = dict(data)
+        data["pictures"] = pictures.from_text(data.get("pictures") or {})
         data["segments"] = [
-            Segment(**{**s, "edit": Edit(**s["edit"]) if s["edit"] else None}) for s in data["segments"]
+            Segment(
+                **{
+                    **s,
+                    "edit": Edit(**s["edit"]) if s["edit"] else None,
+                    "images": [ImageSpan(**i) for i in s.get("images") or ()],
+                }
+            )
+            for s in data["segments"]
         ]
         data["turns"] = [
             Turn(

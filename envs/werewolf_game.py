@@ -1,7 +1,9 @@
 """Werewolf as a state machine over numbers, made to be copied and searched: no text, no generator of its own.
 
-Actions: ``0 .. n-1`` a seat, ``n`` abstain, ``n+1 + j`` latent strategy j of one's own role (a speech). Decisions come
-one after another; those of a night and the ballots of a vote lie in a buffer and take effect when the last one is in.
+Actions: ``0 .. n-1`` a seat, ``n`` abstain, ``n+1 + j`` latent strategy j of the own role (a speech). One that accuses
+or clears somebody is followed by a decision of the same seat about whom: a living seat, of which the Seer names only
+what it saw to be so, or ``n`` for nobody. Decisions come one after another; those of a night and the ballots of a vote
+lie in a buffer and take effect when the last one is in.
 Chance (the deal, the tie of a vote, the public code of a speech) is a state of its own, whose outcomes are its actions.
 """
 
@@ -37,8 +39,10 @@ class State:
         queue: Who decides in this phase, in order; ``queue[len(buffer)]`` is to move.
         buffer: What they have decided.
         nights: By round: the target of each seat (-1 if none) and who was killed (-1 if nobody).
-        talks: By round: the latent strategy of each seat (-1 if none) and the code that was heard (-1 if none).
-        codes: Codes heard so far in the running discussion.
+        talks: By round: the latent strategy of each seat (-1 if none), the code that was heard (-1 if none), and the
+            argument (-1 if the seat was silent, 0 none, 1 + s accuses seat s, n + 1 + s clears it).
+        codes, arguments: Those heard so far in the running discussion.
+        naming: Whether the last speaker is still to say whom its speech is about.
         votes: By round: the ballot of each seat (``n`` abstains, -1 if none) and who was eliminated (-1 if nobody).
         tied: Seats between which chance decides, or empty.
         saying: Whether chance decides on the code of the last speech.
@@ -47,8 +51,8 @@ class State:
     """
 
     __slots__ = (
-        *("alive", "buffer", "codes", "nights", "phase", "queue", "roles", "round", "rules", "saying", "talks", "tied"),
-        *("totals", "votes", "winner", "wolves"),
+        *("alive", "arguments", "buffer", "codes", "naming", "nights", "phase", "queue", "roles", "round", "rules"),
+        *("saying", "talks", "tied", "totals", "votes", "winner", "wolves"),
     )
 
     rules: Rules
@@ -60,8 +64,10 @@ class State:
     queue: tuple[int, ...]
     buffer: tuple[int, ...]
     codes: tuple[int, ...]
+    arguments: tuple[int, ...]
+    naming: bool
     nights: tuple[tuple[tuple[int, ...], int], ...]
-    talks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    talks: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
     votes: tuple[tuple[tuple[int, ...], int], ...]
     tied: tuple[int, ...]
     saying: bool
@@ -72,7 +78,7 @@ class State:
         """Make the state before the deal."""
         self.rules, self.roles, self.wolves, self.alive = rules, (), 0, (1 << rules.n) - 1
         self.round, self.phase, self.queue, self.buffer, self.codes = 1, NIGHT, (), (), ()
-        self.nights, self.talks, self.votes = (), (), ()
+        self.nights, self.talks, self.votes, self.arguments, self.naming = (), (), (), (), False
         self.tied, self.saying, self.totals, self.winner = (), False, (0.0,) * rules.n, RUNNING
 
     # ---- the protocol of games -----------------------------------------------------------------------
@@ -83,7 +89,7 @@ class State:
             return TERMINAL
         if not self.roles or self.tied or self.saying:
             return CHANCE
-        return self.queue[len(self.buffer)]
+        return self.queue[len(self.buffer) - self.naming]
 
     def legal(self) -> list[int]:
         """The legal actions, ascending; at a chance state its outcomes (deal: index into `Rules.deals`)."""
@@ -96,16 +102,19 @@ class State:
             return list(self.tied)
         if self.saying:
             return [code for code, p in enumerate(self._said()) if p > 0]
-        seat, alive = self.queue[len(self.buffer)], self.alive
+        seat, alive = self.player(), self.alive
         if self.phase == NIGHT:
             role = self.roles[seat]
             if role == WOLF:
                 return list(rules.seats[alive & ~self.wolves])
             return list(rules.seats[alive if role == DOCTOR else alive & ~(1 << seat)])
-        if self.phase == TALK:
+        if self.phase == TALK and not self.naming:
             return list(rules.speeches[self.roles[seat]])
         targets = list(rules.seats[alive & ~(1 << seat)])
-        return [*targets, rules.n] if rules.abstain else targets
+        if self.naming and self.roles[seat] == SEER:
+            checked, wolf = {acts[seat] for acts, _ in self.nights}, self._stance() > 0
+            targets = [target for target in targets if target in checked and self.wolves >> target & 1 == wolf]
+        return [*targets, rules.n] if rules.abstain or self.naming else targets
 
     def chance(self) -> list[tuple[int, float]]:
         """Outcomes and their probabilities at a chance state."""
@@ -142,6 +151,7 @@ class State:
         new.rules, new.roles, new.wolves, new.alive = self.rules, self.roles, self.wolves, self.alive
         new.round, new.phase, new.queue, new.buffer = self.round, self.phase, self.queue, self.buffer
         new.codes, new.nights, new.talks, new.votes = self.codes, self.nights, self.talks, self.votes
+        new.arguments, new.naming = self.arguments, self.naming
         new.tied, new.saying, new.totals, new.winner = self.tied, self.saying, self.totals, self.winner
         return new
 
@@ -153,20 +163,24 @@ class State:
         elif self.saying:
             self.saying = False
             self._heard(action)
+        elif self.naming:
+            self.naming = False
+            seat = action if self._stance() > 0 else self.rules.n + action
+            self._say(1 + seat if action < self.rules.n else 0)
         elif not self.roles:
             self.roles, self.wolves = self.rules.deals[action]
             self._begin(NIGHT)
         else:
             self.buffer = (*self.buffer, action)
             if self.phase == TALK:
-                self.saying = self.rules.codes > 0
-                if not self.saying:
-                    self._heard(-1)
+                self.naming = self._stance() != 0
+                if not self.naming:
+                    self._say(0)
             elif len(self.buffer) == len(self.queue):
                 self._dawn() if self.phase == NIGHT else self._count()
 
     def _begin(self, phase: int) -> None:
-        self.phase, self.buffer, self.codes = phase, (), ()
+        self.phase, self.buffer, self.codes, self.arguments = phase, (), (), ()
         living = self.rules.seats[self.alive]
         if phase == NIGHT:
             role = {self.roles[seat]: seat for seat in living}
@@ -174,17 +188,31 @@ class State:
             living = (*wolves, *(role[kind] for kind in (SEER, DOCTOR) if kind in role))
         self.queue = living
 
+    def _last(self) -> tuple[int, int]:
+        """Role and latent strategy of the last speech."""
+        return self.roles[self.queue[len(self.buffer) - 1]], self.buffer[-1] - self.rules.n - 1
+
+    def _stance(self) -> int:
+        role, latent = self._last()
+        return self.rules.stances[role][latent]
+
     def _said(self) -> tuple[float, ...]:
         """Distribution of the code of the last speech."""
         assert self.rules.codebook is not None
-        speaker = self.queue[len(self.buffer) - 1]
-        return self.rules.codebook[self.roles[speaker]][self.buffer[-1] - self.rules.n - 1]
+        role, latent = self._last()
+        return self.rules.codebook[role][latent]
+
+    def _say(self, argument: int) -> None:
+        self.arguments = (*self.arguments, argument)
+        self.saying = self.rules.codes > 0
+        if not self.saying:
+            self._heard(-1)
 
     def _heard(self, code: int) -> None:
         self.codes = (*self.codes, code)
         if len(self.buffer) == len(self.queue):
             latents = tuple(action - self.rules.n - 1 for action in self.buffer)
-            self.talks = (*self.talks, (self._spread(latents), self._spread(self.codes)))
+            self.talks = (*self.talks, (self._spread(latents), self._spread(self.codes), self._spread(self.arguments)))
             self._begin(VOTE)
 
     def _spread(self, values: tuple[int, ...]) -> tuple[int, ...]:
@@ -248,7 +276,7 @@ class State:
         return self.winner != RUNNING
 
     def _end(self, winner: int) -> None:
-        self.winner, self.queue, self.buffer, self.codes = winner, (), (), ()
+        self.winner, self.queue, self.buffer, self.codes, self.arguments = winner, (), (), (), ()
         if winner != TRUNCATED:
             win = self.rules.table.win
             won = self.wolves if winner == WOLVES else ~self.wolves
@@ -285,8 +313,9 @@ class State:
             + (victim,)
             for number, (acts, victim) in enumerate(self.nights)
         )
-        talks = tuple((latents[seat], codes) for latents, codes in self.talks)
-        now = (self.round, self.phase, self.alive, self.own(seat), self.codes, self.proposal(seat) if wolf else -1)
+        talks = tuple((latents[seat], codes, arguments) for latents, codes, arguments in self.talks)
+        heard = (self.codes, self.arguments[: len(self.codes)])
+        now = (self.round, self.phase, self.alive, self.own(seat), *heard, self.proposal(seat) if wolf else -1)
         return (seat, role, self.wolves if wolf else 0, *now, nights, talks, self.votes)
 
     def tensor(self, seat: int) -> NDArray[np.float32]:
@@ -294,8 +323,10 @@ class State:
 
         Blocks: own seat; role; round / `Rules.max_rounds`; phase; alive; then for each of `SHOWN` rounds the own secret
         action, who was killed, all ballots (row: voter); then for each of these rounds the code heard from each seat
-        (one-hot, only with a codebook). What the table has no room for is a sign: the other wolf is -1 beside the own
-        seat, a target that the Seer found to be no Werewolf is -1, and so is what the other wolf proposed.
+        (one-hot, only with a codebook); and where speeches have arguments, for each of these rounds and each seat whom
+        it accused (1) or cleared (-1), and the own latent strategy while its argument is to be named. What the table
+        has no room for is a sign: the other wolf is -1 beside the own seat, a target that the Seer found to be no
+        Werewolf is -1, and so is what the other wolf proposed.
         """
         rules, n = self.rules, self.rules.n
         x = np.zeros(rules.width, np.float32)
@@ -330,19 +361,25 @@ class State:
                         x[at + 2 * n + voter * n + ballot] = 1.0
             elif self.phase == VOTE and 0 <= self.own(seat) < n:
                 x[at + 2 * n + seat * n + self.own(seat)] = 1.0
-        if rules.codes:
-            self._codes(x, first)
+        if rules.width > rules.codes_at:
+            self._heard_by(x, first, seat)
         return x
 
-    def _codes(self, x: NDArray[np.float32], first: int) -> None:
-        rules = self.rules
-        start = rules.width - rules.history
-        for number in range(first, self.round):
-            done = number < len(self.talks)
-            codes = self.talks[number][1] if done else self._spread(self.codes) if self.phase == TALK else ()
-            for seat, code in enumerate(codes):
+    def _heard_by(self, x: NDArray[np.float32], first: int, listener: int) -> None:
+        """Codes and arguments of the rounds from ``first`` on."""
+        rules, n = self.rules, self.rules.n
+        talks = [talk[1:] for talk in self.talks[first:]]
+        if self.phase == TALK:
+            talks.append((self._spread(self.codes), self._spread(self.arguments)))
+        for number, heard in enumerate(talks):
+            for seat, (code, argument) in enumerate(zip(*heard, strict=True)):
+                at = number * n + seat
                 if code >= 0:
-                    x[start + ((number - first) * rules.n + seat) * rules.codes + code] = 1.0
+                    x[rules.codes_at + at * rules.codes + code] = 1.0
+                if argument > 0:
+                    x[rules.arguments_at + at * n + (argument - 1) % n] = 1.0 if argument <= n else -1.0
+        if self.naming and self.player() == listener:
+            x[rules.arguments_at + 3 * n * n + self.buffer[-1] - n - 1] = 1.0
 
     def mask(self, seat: int) -> NDArray[np.int8]:
         """1 for each action that this seat may take now, ``[actions]``; all zero while another one is to move."""

@@ -155,7 +155,7 @@ def _night(state: State, seat: int, number: int) -> Iterator[Event]:
 
 def _talk(state: State, number: int, speeches: Speeches) -> Iterator[Event]:
     if number < len(state.talks):
-        latents, codes = state.talks[number]
+        latents, codes, _ = state.talks[number]
         said = [(seat, codes[seat]) for seat, latent in enumerate(latents) if latent >= 0]
     elif state.phase == TALK:
         said = list(zip(state.queue, state.codes, strict=False))

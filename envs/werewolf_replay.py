@@ -63,7 +63,7 @@ def replay(
     n = state.rules.n
     by_seat = _by_seat(seats, state)
     said = {(int(number), int(seat)): str(text) for number, seat, text in json.loads(str(end["speeches"]))}
-    spoken = {(r, s) for r, (who, _) in enumerate(state.talks, 1) for s in range(n) if who[s] >= 0}
+    spoken = {(r, s) for r, (who, *_) in enumerate(state.talks, 1) for s in range(n) if who[s] >= 0}
     if said.keys() != spoken:
         raise ValueError("speeches are not of those who spoke")
     players = [

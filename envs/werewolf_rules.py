@@ -20,6 +20,8 @@ PARITIES = ("geq", "gt")
 
 Codebook = Sequence[Sequence[Sequence[float]]]
 """``codebook[role][latent]``: the distribution of the public code that the others hear, ``[K_pub]``."""
+Stances = Sequence[Sequence[int]]
+"""``stances[role][latent]``: 1 if such a speech accuses a seat, -1 if it clears one, 0 if it is about nobody."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,11 @@ class Rules:
         k: Latent strategies of the role that has most.
         actions: Number of actions: ``n`` targets, abstaining, ``k`` latent strategies.
         codes: Number of public codes, 0 without a codebook.
+        stances: `Stances`; all 0 where speeches have no argument.
         deals: All deals, each a tuple of roles by seat and the bits of its wolves; equally likely.
         seats: Bits of a set of seats -> the seats, ascending.
         width: Length of a state's vector.
+        codes_at, arguments_at: Where in it the codes that were heard begin, and the arguments.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Rules:
         codebook: Codebook | None = None,
         abstain: bool = True,
         max_rounds: int = 10,
+        stances: Stances | None = None,
     ):
         """Check the arguments.
 
@@ -122,6 +127,9 @@ class Rules:
             codebook: What the others hear of a speech, `Codebook`; without one they hear nothing.
             abstain: Whether a vote may name nobody.
             max_rounds: A game without winner after so many rounds is truncated.
+            stances: Which latent strategies are about a seat that the speaker then names, `Stances`; all hear it. The
+                Seer names only what it saw: where it may say anything, play starts with talk at random, to which
+                nobody then has a reason to listen, nor the Seer one to say what it saw.
 
         Raises:
             ConfigError: A wrong argument.
@@ -149,8 +157,13 @@ class Rules:
         ]
         self.seats = [tuple(s for s in range(players) if bits >> s & 1) for bits in range(1 << players)]
         self.speeches = [tuple(range(players + 1, players + 1 + count)) for count in self.latents]
-        self.history = 3 * players * self.codes
-        self.width = 2 * players + 8 + 3 * (2 * players + players**2) + self.history
+        told = stances is not None
+        self.stances = tuple(map(tuple, stances if stances is not None else [[0] * count for count in self.latents]))
+        if [len(role) for role in self.stances] != list(self.latents) or {*sum(self.stances, ())} - {-1, 0, 1}:
+            raise ConfigError(f"stances must hold -1, 0 or 1 for each role and latent strategy ({self.latents})")
+        self.codes_at = 2 * players + 8 + 3 * (2 * players + players**2)
+        self.arguments_at = self.codes_at + 3 * players * self.codes
+        self.width = self.arguments_at + told * (3 * players**2 + self.k)
 
 
 def _checked(codebook: Codebook | None, latents: Sequence[int]) -> tuple[tuple[tuple[float, ...], ...], ...] | None:

@@ -47,7 +47,6 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         seat: int | None = None,
         role: str | None = None,
         opponents: Opponent = "scripted",
-        winnable: bool = False,
         expert: bool = False,
         advisor: str = "scripted",
         render_mode: str | None = None,
@@ -59,8 +58,6 @@ class WerewolfSeatEnv(gym.Env[str, str]):
             seat: Which seat to play; None draws it.
             role: Which role to play, by name; None leaves it to the deal.
             opponents: Who plays the others: a key of `agentgym.envs.werewolf_players.PLAYERS`, or a function.
-            winnable: Deal only games that the expert wins if it is followed. The other players draw from generators of
-                their own, so this can be found out by playing. Such games are easier than those of the game itself.
             expert: Put ``expert_action`` into ``info``.
             advisor: Who gives it: a key of `PLAYERS`, or ``any``, which draws one for each game.
             render_mode: None or ``ansi``.
@@ -77,13 +74,10 @@ class WerewolfSeatEnv(gym.Env[str, str]):
             raise unknown("opponents", opponents, PLAYERS)
         if advisor not in (*PLAYERS, "any"):
             raise unknown("advisor", advisor, [*PLAYERS, "any"])
-        if winnable and not isinstance(opponents, str):
-            raise ConfigError("winnable needs scripted opponents: a function cannot be asked the same twice")
         self._table = raw_env(**game)
         self.players = self._table.rules.n
         self.seat, self.role = self._seat(seat), self._role(role)
-        self.opponents, self.winnable, self.expert, self.render_mode = opponents, bool(winnable), expert, render_mode
-        self.advisor = advisor
+        self.opponents, self.expert, self.render_mode, self.advisor = opponents, expert, render_mode, advisor
         self.instructions = self._table.instructions
         self.max_steps = 3 * self._table.rules.max_rounds * (self._table.parse_retries + 1)
         self.observation_space = UnicodeText(2**20)
@@ -114,7 +108,7 @@ class WerewolfSeatEnv(gym.Env[str, str]):
 
         Raises:
             ConfigError: A wrong option.
-            EnvError: If 1000 deals held no game that is wanted.
+            EnvError: If 1000 deals held no game in which the seat decides.
         """
         super().reset(seed=seed)
         options = dict(options or {})
@@ -129,13 +123,11 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         role = ROLES[deal[place]]
         for _ in range(_MOST_DEALS):
             _, deal, game_seed = self._drawn(rng, place, role)
-            if self.winnable and not self._won_by_expert(place, deal, game_seed):
-                continue
             self._start(place, deal, game_seed)
             if self._my_turn():
                 break
         else:
-            raise EnvError(f"none of {_MOST_DEALS} deals was a game in which this seat decides (or, winnable, wins)")
+            raise EnvError(f"none of {_MOST_DEALS} deals was a game in which this seat decides")
         self._playing = True
         self._text = self._table.observe(self._me)
         return self._text, self._info()
@@ -151,15 +143,6 @@ class WerewolfSeatEnv(gym.Env[str, str]):
         self._rngs = [np.random.default_rng([game_seed, seat]) for seat in range(self.players)]
         self._expert_seed = game_seed, self.players
         self._others()
-
-    def _won_by_expert(self, place: int, deal: list[int], game_seed: int) -> bool:
-        self._start(place, deal, game_seed)
-        if not self._my_turn():
-            return False
-        while self._my_turn():
-            self._table.step(self._advice())
-            self._others()
-        return bool(self._table.infos[self._me]["won"])
 
     def _over(self) -> bool:
         return self._table.terminations[self._me] or self._table.truncations[self._me]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from agentgym.envs.werewolf_game import PHASES, TALK
 from agentgym.envs.werewolf_record import Ballots, Dawn, Event, Out, Own, Proposal, Speech, View
@@ -178,22 +179,25 @@ def _folded(text: str) -> str:
 
 def _value(text: str, keys: Sequence[str]) -> object:
     """What stands under one of the keys in the first JSON object that has it; None if none has."""
+    found = (one[key] for one in objects(text) for key in keys if one.get(key) is not None)
+    return next(found, None)
+
+
+def objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, those inside of others left out; at most 50 places are looked at."""
     decoder, at = json.JSONDecoder(strict=False), -1
     for _ in range(_MOST_OBJECTS):
         at = text.find("{", at + 1)
         if at < 0:
-            return None
+            return
         try:
             found, end = decoder.raw_decode(text, at)
         except ValueError:
             continue
         except RecursionError:
-            return None
-        for key in keys:
-            if found.get(key) is not None:
-                return found[key]
+            return
+        yield found
         at = end - 1
-    return None
 
 
 def write_action(command: str, reasoning: str = "") -> str:

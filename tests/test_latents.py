@@ -179,7 +179,7 @@ def test_the_nearest_centroid_counts_not_the_most_aligned():
     """Of two letters in equal parts, (0.3, 0.3) is nearest; (1, 0) has the larger product."""
     centroids = np.zeros((2, 27))
     centroids[0, 0], centroids[1, :2] = 1.0, 0.3
-    clusters = Clusters("seer", 2, centroids, ("a", "b"), np.ones(2), np.array([0, 1]), np.zeros(2))
+    clusters = Clusters("seer", 2, centroids, ("a", "b"), np.ones(2), np.array([0, 1]), np.zeros(2), np.zeros(2, int))
     assert Latents(Toy(), [clusters], clusters).assign(0, ["ab" * 50, "a" * 50]).tolist() == [1, 0]
 
 
@@ -251,6 +251,30 @@ def test_speech_acts_separate_and_seats_do_not():
     np.testing.assert_array_equal(heard, np.array(latents.codebook[WOLF])[[accuse, silent]])
 
 
+def test_what_a_check_found_is_heard(tmp_path):
+    """MiniLM puts both reports into one cluster; with arguments they are two strategies, heard as different things."""
+    torch.set_num_threads(1)
+    good, wolf = (relative(say(Act("claim_seer"), Act(f"report_{side}", 3)), 0, 7) for side in ("good", "wolf"))
+    said = {SEER: [good] * 5 + [wolf] * 5 + ["I have nothing to say."] * 5, WOLF: [wolf, "I am a Villager."] * 5}
+    encoder = make_encoder("minilm")
+    one, _ = fit(said, (2, 2, 1, 1), encoder, seed=0).assign(SEER, [good, wolf]).tolist()
+    plain, parted = (fit(said, (2, 2, 1, 1), encoder, seed=0, arguments=on) for on in (False, True))
+    assert plain.assign(SEER, [good, wolf]).tolist() == [one, one]
+    assert plain.stances is None
+    assert (plain.counts, parted.counts) == ((2, 2, 1, 1), (2, 3, 1, 1))
+    found = parted.assign(SEER, [good, wolf, "I have nothing to say."]).tolist()
+    assert [parted.stances[SEER][z] for z in found] == [-1, 1, 0]
+    assert parted.assign(SEER, ["I saw that someone is not a wolf.", "Is someone a wolf?"]).tolist() == found[:2]
+    assert parted.assign(WOLF, [good]).tolist()[0] in (0, 1)  # no such strategy: the nearest of all
+    rules = Rules(latents=parted.counts, codebook=parted.codebook, stances=parted.stances)
+    assert rules.stances[DOCTOR] == (0,)
+    assert parted.metrics()["latents/seer_short"] == 0
+    save(parted, tmp_path)
+    again = load(tmp_path, encoder)
+    assert (again.stances, again.codebook, again.arguments) == (parted.stances, parted.codebook, True)
+    assert again.assign(SEER, [good, wolf]).tolist() == found[:2]
+
+
 # ---- the file -------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +324,7 @@ def test_damage_is_told(tmp_path):
         "",
         body[:-20],
         "[]",
-        json.dumps({**whole, "format": 2}),
+        json.dumps({**whole, "format": 1}),
         json.dumps({**whole, "arrays": "0" * 64}),
         json.dumps({**whole, "clusters": short}),
         json.dumps({**whole, "clusters": changed}),

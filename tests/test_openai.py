@@ -32,7 +32,7 @@ from agentgym.learner.pack import rows_of
 from agentgym.policies.hf import HFPolicy
 from agentgym.policies.specs import make_policy
 from agentgym.renderer import HFTokenizer, Renderer
-from agentgym.rollout import RolloutConfig
+from agentgym.rollout import Rollout, RolloutConfig, Task
 
 OpenAIPolicy = pytest.importorskip("agentgym.policies.openai").OpenAIPolicy
 KEY = "sk-secret-7f3a9b"
@@ -71,6 +71,7 @@ class Server:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
                 return
             time.sleep(0.2)
+        self.kill()
         raise AssertionError("the server did not start")
 
     def kill(self):
@@ -107,6 +108,49 @@ def server(lettered, tmp_path_factory):
     server = Server(folder / "model", folder / "server.log")
     yield server
     server.kill()
+
+
+def test_a_remote_seat_plays_beside_local_ones(server, lettered):
+    """Werewolf with a model behind an endpoint as the Seer, a local model that is trained, and a scripted player."""
+    pytest.importorskip("pettingzoo")
+    from agentgym.envs.werewolf import raw_env
+    from agentgym.envs.werewolf_players import PlayerPolicy
+
+    from agentgym.rollout import group_tasks
+    from agentgym.selfplay import Seat, SelfPlay
+
+    model, tokenizer = lettered
+    remote = OpenAIPolicy(server.model, server.url)
+    seats = {
+        "Seer": Seat(remote, context="window:1"),
+        "Werewolf": Seat(HFPolicy(prepare(model), Renderer(HFTokenizer(tokenizer)), "local"), True, context="window:1"),
+        "Villager": Seat(PlayerPolicy("scripted", brief=True)),
+    }
+
+    def assign(_, infos):
+        return {agent: info["role"] for agent, info in infos.items()}
+
+    config = settings(context_limit=2000, max_turns=60, concurrency=2, step_timeout=60.0)
+    table = SelfPlay(lambda: raw_env(players=4, brief=True, parse_retries=1), seats, config, assign)
+    games = table.collect(group_tasks(0, 0, 2, 1))
+    assert table.stats.dropped_groups == 0
+    assert [game.status.value for game in games] == ["done", "done"]
+    for game in games:
+        assert game.metrics["won/wolves"] + game.metrics["won/village"] == 1
+        of = {t.info["seat"]: t for t in game.trajectories.values()}
+        seer, wolf = of["Seer"], of["Werewolf"]
+        assert seer.turns
+        assert (seer.policy, seer.info["trainable"], wolf.info["trainable"]) == ("openai", False, True)
+        assert game.trainable == [wolf]
+        assert seer.info["prompt_tokens"] > 100
+        for turn in seer.turns:
+            ids = seer.segments[turn.segment].ids[turn.start : turn.stop]
+            assert remote.renderer.decode_reply(ids) == turn.text
+        assert rows_of(wolf, 0)
+        with pytest.raises(ConfigError, match="not trained on"):
+            rows_of(seer, 0)
+    with pytest.raises(ConfigError, match="has no weights here"):
+        SelfPlay(raw_env, {"Seer": Seat(remote, trainable=True)}, config)
 
 
 def settings(**changes):
@@ -305,6 +349,29 @@ async def test_what_is_sent_and_what_is_kept(odd):
     assert bytes(made.ids[:-1]).decode() == "go <|im_end|> é"
     assert (made.ids[-1], made.finish, made.version, dict(made.usage)) == (257, "stop", -1, {})
     assert policy.renderer.decode_reply(made.ids) == "go <|im_end|> é"
+
+
+def test_images_are_sent_as_parts(odd):
+    """What the environment shows goes out as a PNG in a data URL, in front of what it says; the rest stays text."""
+    with EnvPool("helpers_vision:test/Square-v0", {"rounds": 2, "say": "Click <|image:0:1x1|> "}) as pool:
+        Odd.mode = ""
+        [group] = Rollout(pool, OpenAIPolicy("m", odd), settings(max_turns=2)).collect([Task(1, 1, "g", 0, 0)])
+    (trajectory,) = group.trajectories
+    pictures = list(trajectory.pictures.values())
+    _, (_, body) = Odd.seen
+    system, first, reply, second = body["messages"]
+    assert (system["content"][:5], reply["content"]) == ("Click", "go <|im_end|> é")
+    for message, picture in ((first, pictures[0]), (second, pictures[1])):
+        shown, said = message["content"]
+        assert shown == {"type": "image_url", "image_url": {"url": picture.url}}
+        assert said["text"].startswith("Click < |image:0:1x1|> ")
+    assert rows_of_no_use(trajectory)
+
+
+def rows_of_no_use(trajectory):
+    with pytest.raises(ConfigError, match="evaluated but not trained on"):
+        rows_of(trajectory, 0)
+    return not any(segment.images for segment in trajectory.segments)
 
 
 async def test_newer_models_name_the_limit_otherwise(odd):

@@ -239,9 +239,9 @@ def test_context_limit_leaves_the_row_as_it_was(renderer, data):
 class WholeRow(Row):
     """A row that looks at all its pieces for every prompt."""
 
-    def _match(self, text):
+    def _match(self, text, images):
         self._prompt_pieces = 0
-        return super()._match(text)
+        return super()._match(text, images)
 
 
 @given(data=st.data(), context=CONTEXTS)

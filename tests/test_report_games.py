@@ -36,7 +36,9 @@ def save_latents(folder, texts):
 
     def clusters(name, some):
         m = len(some)
-        return Clusters(name, max(1, m), np.eye(max(1, m)), some, np.ones(m), np.arange(m), np.zeros(m))
+        return Clusters(
+            name, max(1, m), np.eye(max(1, m)), some, np.ones(m), np.arange(m), np.zeros(m), np.zeros(max(1, m), int)
+        )
 
     latents_file.save(
         Latents(NoEncoder(), [clusters(r, texts if r == "Werewolf" else ()) for r in ROLES], clusters("public", texts)),

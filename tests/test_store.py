@@ -54,6 +54,7 @@ TURNS = st.builds(
     policy_s=FLOAT,
     env_s=FLOAT,
     probe=st.none() | FLOAT,
+    info=st.dictionaries(TEXT, SCALAR, max_size=2),
 )
 MESSAGES = st.builds(
     lambda role, content: {"role": role, "content": content},

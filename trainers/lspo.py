@@ -25,37 +25,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from agentgym.envs.werewolf import raw_env
-from agentgym.envs.werewolf_game import State
-from agentgym.envs.werewolf_players import PLAYERS, PlayerPolicy
-from agentgym.envs.werewolf_rules import ROLES, Rules
+from agentgym.envs.werewolf_players import PlayerPolicy
+from agentgym.envs.werewolf_predict import PredictingPolicy, accuracy
+from agentgym.envs.werewolf_rules import ROLES
 from agentgym.trainers import lspo_pairs
-from agentgym.trainers.lspo_pairs import Ear, Judge, Pair, PairRule, Prefer, Record
-from agentgym.trainers.lspo_play import Mode, StrategicPolicy
+from agentgym.trainers.lspo_config import Config, make_config
+from agentgym.trainers.lspo_job import Job
+from agentgym.trainers.lspo_pairs import Ear, Judge, Pair
 
 from agentgym import latents, latents_file, seeding, store
-from agentgym.cfr_search import Game as AbstractGame
-from agentgym.config import build, overlay
-from agentgym.deep_cfr import DeepCFR, DeepCFRConfig
-from agentgym.embeddings import make_encoder
-from agentgym.errors import ConfigError, unknown
 from agentgym.evaluate import Evaluation, summarise
 from agentgym.learner import checkpoint
-from agentgym.learner.learner import Learner, OptimConfig
+from agentgym.learner.learner import Learner
 from agentgym.learner.pack import pack
-from agentgym.learner.setup import ModelConfig, open_model
 from agentgym.policies.base import Policy
 from agentgym.policies.candidates import CandidatePolicy
-from agentgym.policies.hf import HFPolicy
-from agentgym.rollout import RolloutConfig, check_context, group_tasks
-from agentgym.run import Run, progress, shielded
-from agentgym.selfplay import Game, Seat, SelfPlay
+from agentgym.run import progress, shielded
+from agentgym.selfplay import Seat
 from agentgym.types import Trajectory
+
+__all__ = ["PHASES", "Config", "Job", "main", "make_config"]
 
 PHASES = ("collect", "cluster", "solve", "prefer", "tune", "measure")
 _SHOWN = 4
@@ -63,218 +57,6 @@ _ROUNDS = 4
 """Games in a file, for each that is played at a time: the decoder runs empty at the end of every file."""
 _SAVE_EVERY = 5
 """Iterations of CFR between two saves, which hold all reservoirs."""
-
-
-@dataclass
-class Lspo:
-    """The algorithm; the defaults are the paper's where it names them.
-
-    Attributes:
-        iterations: I.
-        games: Games of self-play an iteration.
-        candidates: N.
-        prompted: Ask for candidates that differ (for a pretrained model), instead of sampling them independently.
-        latents: k_ρ(1) of Werewolf, Seer, Doctor, Villager.
-        public_codes: Codes as which all hear what others say; more make the abstract game tell more.
-        encoder: e, see `agentgym.embeddings.make_encoder`.
-        cfr_iterations: Iterations of Deep CFR.
-        prefer: ``high_advantage``, or ``low_regret`` for the paper's sentence.
-        pairs: ``extremes``: one pair a speech; ``all``: every two candidates of different strategies.
-        min_gap: Pairs whose regrets differ by less are left out.
-        beta: β.
-        epochs: Passes over the pairs.
-        batch: Pairs of an optimizer step.
-    """
-
-    iterations: int = 3
-    games: int = 1000
-    candidates: int = 3
-    prompted: bool = False
-    latents: tuple[int, ...] = (3, 2, 2, 2)
-    public_codes: int = 8
-    encoder: str = "minilm"
-    cfr_iterations: int = 20
-    prefer: Prefer = "high_advantage"
-    pairs: PairRule = "extremes"
-    min_gap: float = 1e-6
-    beta: float = 0.1
-    epochs: int = 2
-    batch: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "games", "public_codes", "cfr_iterations", "epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"lspo.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.candidates < 2:
-            raise ConfigError(f"lspo.candidates is {self.candidates}: it must be at least 2, or nothing is compared")
-        if len(self.latents) != len(ROLES) or min(self.latents) < 1:
-            raise ConfigError(f"lspo.latents must be four numbers of at least 1 ({', '.join(ROLES)})")
-        if self.beta <= 0 or self.min_gap < 0:
-            raise ConfigError(f"lspo.beta ({self.beta}) must be above 0, lspo.min_gap ({self.min_gap}) 0 or more")
-
-
-@dataclass
-class Measure:
-    """Evaluation after every iteration, the model on either side of the table.
-
-    Attributes:
-        games: Games a side; 0 for none.
-        opponent: Who has the other side: a key of `agentgym.envs.werewolf_players.PLAYERS`.
-        mode: How it plays, see `lspo_play`; before the first iteration as the model alone.
-        seed: Chooses the deals; the same for every iteration.
-    """
-
-    games: int = 100
-    opponent: str = "scripted"
-    mode: Mode = "hybrid"
-    seed: int = 12345
-
-    def __post_init__(self) -> None:
-        if self.games < 0:
-            raise ConfigError(f"measure.games is {self.games}: it must be 0 or more")
-        if self.opponent not in PLAYERS:
-            raise unknown("measure.opponent", self.opponent, PLAYERS)
-
-
-@dataclass
-class Config:
-    """Settings of an LSPO run.
-
-    Attributes:
-        game: Arguments of `agentgym.envs.werewolf.raw_env`.
-        model: π_0.
-        rollout: How games are played; ``rollout.concurrency`` games at a time.
-        context: What a seat sees: append (with ``game.history: new``), or window:1 (with ``all``).
-        optim: The optimizer of DPO.
-        lspo: The algorithm.
-        cfr: Deep CFR.
-        measure: Evaluation.
-        stop_after: Stop after this phase of the first iteration that is not finished; resume goes on.
-        seed: Seed of everything.
-    """
-
-    game: dict[str, Any] = field(default_factory=dict)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-    context: str = "append"
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    lspo: Lspo = field(default_factory=Lspo)
-    cfr: DeepCFRConfig = field(default_factory=DeepCFRConfig)
-    measure: Measure = field(default_factory=Measure)
-    stop_after: Literal["", "collect", "cluster", "solve", "prefer", "tune", "measure"] = ""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rollout.top_p < 1 or self.rollout.temperature == 0:
-            raise ConfigError(
-                "candidates are sampled from the whole distribution: rollout.top_p=1, temperature above 0"
-            )
-        for name in ("text", "latents", "codebook"):
-            if name in self.game:
-                raise ConfigError(f"game.{name} is LSPO's to set: leave it out")
-        try:
-            env = raw_env(**self.game)
-        except TypeError as error:
-            raise ConfigError(f"game: {error}") from error
-        if self.context == "append" and env.history != "new":
-            raise ConfigError("context=append shows every turn again: set game.history=new, or context=window:1")
-
-
-def make_config(values: Mapping[str, Any]) -> Config:
-    """Build the config.
-
-    Raises:
-        ConfigError: For an unknown key, or settings that exclude each other.
-    """
-    cfr = {"depth": 2, "scale": 300.0}
-    return build(Config, overlay({"cfr": cfr, "game": {"history": "new"}, "rollout": {"max_turns": 60}}, values))
-
-
-class Job:
-    """What all phases work with.
-
-    Attributes:
-        env: An environment like those that are played, to ask for its settings.
-        policy: Writes with ``model``, which is trained in place.
-    """
-
-    def __init__(self, cfg: Config, out: str | Path, resume: bool):
-        """Open model and run folder.
-
-        Raises:
-            ConfigError: If one of them cannot be opened.
-        """
-        self.cfg, self.env = cfg, raw_env(**cfg.game)
-        self.encoder = make_encoder(cfg.lspo.encoder)
-        self.model, self.tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-        self.policy = HFPolicy(self.model, renderer, "lspo")
-        check_context(self.policy, cfg.rollout)
-        self.run = Run(out, cfg, resume)
-        self.run.tokens(self.tokenizer)
-        self._weights = 0
-
-    def folder(self, iteration: int) -> Path:
-        """Where the phases of an iteration write."""
-        return self.run.dir / f"iteration_{iteration}"
-
-    def become(self, iteration: int) -> None:
-        """Take up the weights of π_i."""
-        if iteration != self._weights:
-            checkpoint.restore(self._checkpoint(iteration), self.model)
-        self._weights = iteration
-        self.policy.weights_changed(iteration)
-
-    def keep(self, iteration: int, state: dict[str, Any]) -> None:
-        """Save the weights as π_i."""
-        checkpoint.save(
-            self._checkpoint(iteration), self.model, self.tokenizer, state, keep=self.cfg.lspo.iterations + 1
-        )
-        self._weights = iteration
-
-    def _checkpoint(self, iteration: int) -> Path:
-        return self.run.dir / "checkpoints" / f"step_{iteration:05d}"
-
-    def play(self, seats: Mapping[str, Seat], sides: tuple[str, str], seed: int, step: int, games: range) -> list[Game]:
-        """Play games; the Werewolves have the first of the seats named, the village the second."""
-
-        def assign(_: object, infos: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-            return {agent: sides[info["role"] != ROLES[0]] for agent, info in infos.items()}
-
-        played = SelfPlay(lambda: raw_env(**self.cfg.game), seats, self.cfg.rollout, assign)
-        return played.collect(group_tasks(seed, step, len(games), 1, games.start))
-
-    def rules(self, found: latents.Latents) -> Rules:
-        """The abstract game."""
-        own = self.env.rules
-        return Rules(own.n, own.parity, own.rewards, found.counts, found.codebook, own.abstain, own.max_rounds)
-
-    def latents(self, iteration: int) -> latents.Latents:
-        """What speeches are in an iteration."""
-        return latents_file.load(self.folder(iteration) / "latents", self.encoder)
-
-    def games(self, iteration: int) -> list[Record]:
-        """The games of an iteration."""
-        read = [t for file in sorted(self.folder(iteration).glob("games_*.jsonl")) for t in store.read(file)]
-        n = self.env.rules.n
-        return [Record.of(read[at : at + n]) for at in range(0, len(read), n)]
-
-    def solver(self, iteration: int, found: latents.Latents) -> DeepCFR:
-        """Deep CFR on the abstract game, as far as it has come."""
-        rules = self.rules(found)
-        game = AbstractGame(State(rules), rules.n, rules.actions, rules.width, len(ROLES), _role)
-        made = DeepCFR(game, self.cfg.cfr, seeding.env_seed(self.cfg.seed, iteration, 0))
-        made.resume(self.folder(iteration) / "cfr")
-        return made
-
-    def player(self, policy: Policy, iteration: int, mode: Mode) -> StrategicPolicy:
-        """A model with the strategy of an iteration."""
-        known = self.latents(iteration)
-        rules, solver = self.rules(known), self.solver(iteration, known)
-        return StrategicPolicy(policy, solver, rules, Ear(known, rules.n), mode, self.cfg.lspo.candidates)
-
-
-def _role(state: Any, seat: int) -> int:
-    return int(state.roles[seat])
 
 
 def collect(job: Job, iteration: int) -> dict[str, float]:
@@ -316,7 +98,8 @@ def cluster(job: Job, iteration: int) -> dict[str, float]:
                 if text is not None:
                     texts[role].append(latents.relative(text, seat, env.rules.n))
     counts = latents.cluster_counts(iteration, cfg.lspo.latents)
-    found = latents.fit(texts, counts, job.encoder, seeding.env_seed(cfg.seed, iteration, 1), cfg.lspo.public_codes)
+    seed, codes = seeding.env_seed(cfg.seed, iteration, 1), cfg.lspo.public_codes
+    found = latents.fit(texts, counts, job.encoder, seed, codes, arguments=cfg.lspo.arguments)
     latents_file.save(found, job.folder(iteration) / "latents")
     return found.metrics()
 
@@ -396,16 +179,22 @@ def measure(job: Job, iteration: int) -> dict[str, float]:
     ours: Policy = job.policy
     if iteration and settings.mode != "llm":
         ours = job.player(ours, iteration, settings.mode)
+    if settings.predictions:
+        ours = PredictingPolicy(ours)
     opponent = PlayerPolicy(settings.opponent, job.env.brief)
     seats = {"model": Seat(ours, context=job.cfg.context), "opponent": Seat(opponent)}
     shown: list[Trajectory] = []
+    played: list[list[Trajectory]] = []
     found: dict[str, float] = {}
     for name, sides in (("wolves", ("model", "opponent")), ("village", ("opponent", "model"))):
         games = job.play(seats, sides, settings.seed, 0, range(settings.games))
+        played += [list(game.trajectories.values()) for game in games]
         one = [next(t for t in g.trajectories.values() if t.info["seat"] == "model" and t.turns) for g in games]
         won = summarise("lspo", settings.seed, one).success
         found |= {f"wins/{name}": won.mean, f"wins/{name}_lo": won.ci95[0], f"wins/{name}_hi": won.ci95[1]}
         shown += one
+    if settings.predictions:
+        found |= {name: right.mean for name, right in accuracy(played).items()}
     job.run.trajectories(f"eval_{iteration:05d}", shown[:_SHOWN])
     job.run.evaluated(_name(job.cfg, iteration), iteration, summarise("lspo", settings.seed, shown))
     return found

@@ -4,7 +4,7 @@
 |--------------------------------------------------------------|-----------------|
 | c(x), the latent strategy of a speech                        | `Ear`           |
 | x(I), the abstract game's view of a moment of a real game    | `abstract`      |
-| s_j = V_ρ(x)[c_j], the regret of candidate j's latent        | `Judge`         |
+| s_j = V_ρ(x)[c_j], the regret of candidate j's latent (of a latent with an argument: and of whom it names) | `Judge` |
 | (y_w, y_l) = (argmax_j s_j, argmin_j s_j)                    | `pairs_of`      |
 | −log σ(β [(log π − log π_ref)(y_w) − (log π − log π_ref)(y_l)]) | `dpo_rows`, `make_loss`, `losses.dpo_loss` |
 
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from agentgym.envs.werewolf_game import CHANCE, TALK, State
 from agentgym.envs.werewolf_rules import Rules
 from agentgym.envs.werewolf_text import clean, parse
 
+from agentgym.arguments import argument
 from agentgym.deep_cfr import DeepCFR
 from agentgym.latents import Latents, relative
 from agentgym.learner.learner import LossFn
@@ -78,8 +79,30 @@ class Speech:
     text: str
 
 
+class Heard(NamedTuple):
+    """What a speech is in the abstract game.
+
+    Attributes:
+        latent: Strategy of the speaker's role.
+        code: Public code.
+        target: The seat that it accuses or clears; the number of seats if none, or if the strategy has another stance.
+    """
+
+    latent: int
+    code: int
+    target: int
+
+
+class Hears(Protocol):
+    """Something that hears speeches as latent strategies."""
+
+    def __call__(self, seat: int, role: int, text: str) -> Heard:
+        """Hear what a seat said."""
+        ...
+
+
 class Ear:
-    """Hears speeches as latent strategies and public codes; each text is encoded once.
+    """Hears speeches; each text is encoded once.
 
     Attributes:
         latents: What speeches are.
@@ -103,11 +126,24 @@ class Ear:
         if new:
             self._code.update(zip(new, self.latents.codes(new).tolist(), strict=True))
 
-    def __call__(self, seat: int, role: int, text: str) -> tuple[int, int]:
-        """The latent strategy and the public code of what a seat said."""
-        heard = relative(text, seat, self.players)
+    def __call__(self, seat: int, role: int, text: str) -> Heard:
+        """Hear what a seat said."""
+        heard, stances = relative(text, seat, self.players), self.latents.stances
         self.learn(role, [heard])
-        return self._latent[role, heard], self._code[heard]
+        latent = self._latent[role, heard]
+        stance, target = argument(text, seat, self.players)
+        if stances is None or stances[role][latent] != stance:
+            target = self.players
+        return Heard(latent, self._code[heard], target)
+
+
+def decisions(state: State, heard: Heard) -> list[tuple[State, int]]:
+    """The decisions that a speech is, each with the state in which it is made: latent strategy, and whom it names."""
+    n, latent = state.rules.n, state.rules.n + 1 + heard.latent
+    named = state.child(latent)
+    if not named.naming:
+        return [(state, latent)]
+    return [(state, latent), (named, heard.target if heard.target in named.legal() else n)]
 
 
 def statement(text: str, brief: bool, most: int) -> str | None:
@@ -117,7 +153,7 @@ def statement(text: str, brief: bool, most: int) -> str | None:
 
 
 def abstract(
-    actions: Sequence[int], said: Mapping[tuple[int, int], str], rules: Rules, ear: Ear
+    actions: Sequence[int], said: Mapping[tuple[int, int], str], rules: Rules, ear: Hears
 ) -> tuple[State, list[Speech]]:
     """Play a game of text again as the abstract game, each speech as its latent strategy and public code.
 
@@ -137,10 +173,11 @@ def abstract(
             seat = plain.player()
             text = said[plain.round, seat]
             speeches.append(Speech(state.copy(), seat, text))
-            latent, code = ear(seat, state.roles[seat], text)
-            state.play(rules.n + 1 + latent)
+            heard = ear(seat, state.roles[seat], text)
+            for _, decided in decisions(state.copy(), heard):
+                state.play(decided)
             if rules.codes:
-                state.play(code)
+                state.play(heard.code)
         else:
             state.play(action)
         plain.play(action)
@@ -176,7 +213,7 @@ class Record:
 
 
 def pairs_of(
-    latents: Sequence[int],
+    latents: Sequence[Hashable],
     scores: Sequence[float],
     prefer: Prefer = "high_advantage",
     rule: PairRule = "extremes",
@@ -185,7 +222,7 @@ def pairs_of(
     """Which candidates are compared: (chosen, rejected) positions; none if all are one strategy.
 
     Args:
-        latents: c_j of each candidate.
+        latents: c_j of each candidate, with whom it names.
         scores: s_j of each candidate.
         prefer: ``high_advantage``, or ``low_regret`` for the opposite.
         rule: The highest and the lowest only, or ``all`` pairs of different strategies.
@@ -275,11 +312,17 @@ class Judge:
         read = {tuple(c.ids): self._statement(self.decode(c.ids)) for c in turn.candidates}
         return {ids: text for ids, text in read.items() if text is not None}
 
-    def _judged(self, speech: Speech, texts: Sequence[str]) -> tuple[list[int], list[float]]:
-        role = speech.state.roles[speech.seat]
-        of = [self.ear(speech.seat, role, text)[0] for text in texts]
-        regrets = self.solver.regrets(role, speech.state.tensor(speech.seat)[None])[0]
-        return of, [float(regrets[self.rules.n + 1 + latent]) for latent in of]
+    def _judged(self, speech: Speech, texts: Sequence[str]) -> tuple[list[tuple[int, ...]], list[float]]:
+        """What each text is, as the decisions for it, and the sum of their regrets."""
+        role, seat, regrets = speech.state.roles[speech.seat], speech.seat, dict[tuple[int, ...], float]()
+        found = []
+        for text in texts:
+            made = decisions(speech.state, self.ear(seat, role, text))
+            found.append(tuple(action for _, action in made))
+            if found[-1] not in regrets:
+                values = self.solver.regrets(role, np.stack([state.tensor(seat) for state, _ in made]))
+                regrets[found[-1]] = float(sum(v[action] for v, (_, action) in zip(values, made, strict=True)))
+        return found, [regrets[one] for one in found]
 
 
 def dpo_rows(pairs: Sequence[Pair]) -> list[TrainRow]:

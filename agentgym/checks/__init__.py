@@ -20,6 +20,7 @@ from agentgym.checks.process import Gone, Process
 from agentgym.checks.subject import Subject
 from agentgym.env_worker import check_id
 from agentgym.errors import ConfigError, unknown
+from agentgym.registration import entry_of
 
 __all__ = ["CHECKS", "Failure", "Report", "check_agent_env"]
 
@@ -95,7 +96,8 @@ def check_agent_env(
         kwargs: Arguments of ``gym.make``, or of the class or function.
         options: Options of every ``reset``; ``expert`` is added where hints are wanted.
         seeds: Seeds of the episodes that are played, two at least.
-        skip: Names of checks that do not apply, such as ``expert`` for an environment without one.
+        skip: Names of checks that do not apply, such as ``expert`` for an environment without one; those that the table
+            of environments names are left out too.
         timeout: Seconds that a check may take.
         on_check: Called with the name of a check when it is over.
 
@@ -114,6 +116,8 @@ def check_agent_env(
         raise ConfigError(f"seeds {list(seeds)}: give two different ones at least, of 0 or more")
     spec = _spec(env)
     subject = Subject(spec, dict(kwargs or {}), dict(options or {}), tuple(seeds))
+    entry = entry_of(env) if isinstance(env, str) else None
+    known = entry.skips if entry else {}
     report = Report(env if isinstance(env, str) else spec.id, subject.kwargs)
     started = time.monotonic()
     process = Process(subject)
@@ -121,7 +125,9 @@ def check_agent_env(
         process.make(timeout)
         for name in CHECKS:
             failed = {f.check for f in report.failures}
-            if name in skip:
+            if name in known:
+                report.skipped[name] = known[name]
+            elif name in skip:
                 report.skipped[name] = "asked not to"
             elif needed := failed.intersection(NEEDS.get(name, ())):
                 report.skipped[name] = f"it says nothing while {sorted(needed)[0]} fails"

@@ -167,14 +167,41 @@ class Packed:
         return out
 
 
-def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout) -> torch.Tensor:
+@dataclass
+class Splice:
+    """What takes the place of token embeddings: the features of images.
+
+    Attributes:
+        at: ``[N]`` places in a flat row, ascending.
+        embeds: ``[N, d]`` what stands there.
+        deep: ``[N, d]`` each, what is added to the hidden states there after the first layers; may be empty.
+    """
+
+    at: torch.Tensor
+    embeds: torch.Tensor
+    deep: list[torch.Tensor]
+
+    def into(self, embeds: torch.Tensor) -> dict[str, Any]:
+        """Arguments of a decoder, from the embeddings ``[T, d]`` of all tokens."""
+        mixed = embeds.index_copy(0, self.at, self.embeds.to(embeds.dtype))
+        if not self.deep:
+            return {"inputs_embeds": mixed[None]}
+        places = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+        places[self.at] = True
+        return {"inputs_embeds": mixed[None], "visual_pos_masks": places[None], "deepstack_visual_embeds": self.deep}
+
+
+def hidden_states(
+    model: Any, ids: torch.Tensor, positions: torch.Tensor, layout: Layout, splice: Splice | None = None
+) -> torch.Tensor:
     """Last hidden states of a flat row of tokens.
 
     Args:
         model: A causal LM of transformers that runs with `NAME` attention.
         ids: Token ids ``[T]``.
-        positions: Position of each token in its own sequence ``[T]``.
+        positions: Position of each token in its own sequence ``[T]``, or on three axes ``[3, T]`` (M-RoPE).
         layout: Who attends to whom.
+        splice: Features of images that stand in place of tokens.
 
     Returns:
         ``[T, d]``, ready for the output embeddings.
@@ -182,7 +209,9 @@ def hidden_states(model: Any, ids: torch.Tensor, positions: torch.Tensor, layout
     decoder = model.get_decoder()
     if decoder.config._attn_implementation != NAME:
         raise ValueError("the model's attention was switched: pass it through learner.model.prepare (again)")
-    out = decoder(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
+    inputs = {"input_ids": ids[None]} if splice is None else splice.into(model.get_input_embeddings()(ids))
+    where = positions[None] if positions.dim() == 1 else positions[:, None]
+    out = decoder(**inputs, position_ids=where, use_cache=False, layout=layout)
     return out.last_hidden_state[0]
 
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 
 from agentgym.errors import ConfigError
 from agentgym.learner import lora
+from agentgym.learner.vision import vision_of
 
 _STATE = "trainer_state.pt"
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Save weights and tokenizer; the folder appears whole or not at all."""
-    _atomically(folder, lambda tmp: _write_model(tmp, model, tokenizer))
+    _atomically(folder, lambda tmp: _write_model(tmp, model, tokenizer, published=True))
 
 
 def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: int = 2) -> None:
@@ -35,7 +36,7 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
         return
 
     def write(tmp: Path) -> None:
-        _write_model(tmp, model, tokenizer)
+        _write_model(tmp, model, tokenizer, published=False)
         torch.save(state, tmp / _STATE)
 
     _atomically(folder, write)
@@ -96,9 +97,15 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
     return saved
 
 
-def _write_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    model.save_pretrained(folder, **({"save_embedding_layers": False} if lora.is_adapted(model) else {}))
+def _write_model(folder: Path, model: Any, tokenizer: Any, published: bool) -> None:
+    """Save weights, under the names of the published models of their family or those that the module has now."""
+    adapted = lora.is_adapted(model)
+    model.save_pretrained(
+        folder, **({"save_embedding_layers": False} if adapted else {"save_original_format": published})
+    )
     tokenizer.save_pretrained(folder)
+    if (vision := vision_of(model)) is not None:
+        vision.processor.save_pretrained(folder)
 
 
 def _atomically(folder: Path, write: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agentgym.errors import ConfigError
-from agentgym.learner.attention import hidden_states
+from agentgym.learner.logprobs import read
 from agentgym.learner.model import frozen_copy
 from agentgym.learner.pack import MicroBatch
 
@@ -111,7 +111,7 @@ class Critic:
         backbone = self._model if self.start is None else self.start
         for micro in batches:
             batch = micro.to(next(self.head.parameters()).device)
-            read = hidden_states(backbone, batch.ids, batch.positions, batch.layout)[batch.at]
-            values.append(self.head(read).double().cpu())
-            features.append(read)
+            hidden = read(backbone, batch)[batch.at]
+            values.append(self.head(hidden).double().cpu())
+            features.append(hidden)
         return torch.cat(values).numpy(), torch.cat(features) if self.start is not None else None

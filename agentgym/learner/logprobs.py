@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agentgym.learner.attention import hidden_states, logits_at
 from agentgym.learner.pack import MicroBatch
+from agentgym.learner.vision import spliced
 
 _CHUNK = 4096
 
@@ -29,6 +30,12 @@ class TokenOutput:
     hidden: torch.Tensor
 
 
+def read(model: Any, batch: MicroBatch) -> torch.Tensor:
+    """Last hidden states ``[T, d]`` of a micro-batch, its images looked at once each."""
+    splice = spliced(model, batch.pictures, batch.images)
+    return hidden_states(model, batch.ids, batch.positions, batch.layout, splice)
+
+
 def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> TokenOutput:
     """Run the model over a micro-batch.
 
@@ -37,7 +44,7 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
         batch: Micro-batch on the model's device.
         temperature: The temperature the tokens were sampled at.
     """
-    hidden = hidden_states(model, batch.ids, batch.positions, batch.layout)[batch.at]
+    hidden = read(model, batch)[batch.at]
     chunks = zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True)
     if len(batch.targets) <= _CHUNK:
         parts = [_logp_entropy(model, h, t, temperature) for h, t in chunks]

@@ -1,8 +1,9 @@
-"""Loading a causal language model and making sure that this package computes what transformers computes."""
+"""Loading a model, one that sees too, and making sure that this package computes what transformers computes."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import cached_file, logging
 
 from agentgym.errors import ConfigError
 from agentgym.learner import lora
 from agentgym.learner.attention import NAME, Packed, hidden_states, logits_at
+from agentgym.learner.places import positions_of
+from agentgym.learner.vision import Vision, give, load_vision, splice
+from agentgym.learner.vision_tokenizer import VisionTokenizer
 from agentgym.renderer import HFTokenizer, Renderer
+from agentgym.types import ImageSpan
 
 _PROBE_TOKENS = 24
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -49,12 +54,11 @@ def load_model(path: str, dtype: torch.dtype = torch.float32, rank: int = 0) -> 
     try:
         own = adapter is None or (adapter / "tokenizer_config.json").is_file()
         tokenizer = AutoTokenizer.from_pretrained(source if own else base)
-        renderer = Renderer(HFTokenizer(tokenizer))
-        AutoConfig.from_pretrained(base)
+        vision = load_vision(base, AutoConfig.from_pretrained(base))
+        renderer = renderer_of(tokenizer, vision, base)
+        kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         with _quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-            )
+            model, found = kind.from_pretrained(base, dtype=dtype, attn_implementation="sdpa", output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigError(f"cannot load the model {base!r}: {str(error).splitlines()[0]}") from error
     absent = sorted([*found["missing_keys"], *(str(key) for key, *_ in found["mismatched_keys"])])
@@ -64,8 +68,18 @@ def load_model(path: str, dtype: torch.dtype = torch.float32, rank: int = 0) -> 
     largest, known = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
     if largest >= known:
         raise ConfigError(f"the model {path!r} knows {known} tokens, but its tokenizer goes up to id {largest}")
-    model = prepare(model)
+    model = prepare(model, vision)
     return lora.load_adapter(model, adapter, rank) if adapter else model, tokenizer, renderer
+
+
+def renderer_of(tokenizer: Any, vision: Vision | None, source: str = "") -> Renderer:
+    """The renderer of a model's chat template; older vision-language models keep it beside their processor."""
+    if vision is None:
+        return Renderer(HFTokenizer(tokenizer))
+    if not tokenizer.chat_template and source:
+        file = cached_file(source, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+        tokenizer.chat_template = json.loads(Path(file).read_bytes())["chat_template"] if file else None
+    return Renderer(VisionTokenizer(tokenizer, vision))
 
 
 @contextmanager
@@ -88,39 +102,60 @@ def frozen_copy(model: Any) -> Any:
     return copy.deepcopy(model, shared).requires_grad_(False)
 
 
-def prepare(model: Any) -> Any:
+def prepare(model: Any, vision: Vision | None = None) -> Any:
     """Switch a model to this package's attention, after checking on a probe that the logits stay the same.
 
     Args:
-        model: ``AutoModelForCausalLM`` with a stock attention.
+        model: ``AutoModelForCausalLM`` with a stock attention, or ``AutoModelForImageTextToText`` with its ``vision``.
+        vision: Its eyes; the tower keeps its stock attention.
 
     Raises:
         ConfigError: If the model's logits change, for example for sliding windows or scaled logits, or what it
             makes of a row depends on the others in the batch.
     """
-    rope = getattr(model.config, "rope_parameters", None) or {}
+    config, name = model.config.get_text_config(), model.config.model_type
+    rope = getattr(config, "rope_parameters", None) or {}
     if {"dynamic", "longrope"} & {str(r.get("rope_type")) for r in (rope, *rope.values()) if isinstance(r, dict)}:
         raise ConfigError(
-            f"{model.config.model_type}: positions that are scaled by the longest row of a batch (dynamic, longrope) "
-            "are not supported"
+            f"{name}: positions that are scaled by the longest row of a batch (dynamic, longrope) are not supported"
         )
-    layers = getattr(model.config, "layer_types", None) or []
+    layers = getattr(config, "layer_types", None) or []
     if any(kind != "full_attention" for kind in layers):
-        raise ConfigError(f"{model.config.model_type}: only models with full attention in every layer are supported")
-    device = next(model.parameters()).device
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device) % model.config.vocab_size
+        raise ConfigError(f"{name}: only models with full attention in every layer are supported")
     training = model.training
     model.eval()
     with torch.no_grad():
-        expected = model(input_ids=ids[None]).logits[0].double()
-        model.set_attn_implementation(NAME)
-        layout = Packed([0, len(ids)], [-1])
-        got = logits_at(model, hidden_states(model, ids, torch.arange(len(ids), device=device), layout)).double()
+        expected, got = _probe(model, config.vocab_size, vision)
     model.train(training)
     worst = float((expected - got).abs().max() / expected.abs().max())
     if not worst <= _TOLERANCE.get(next(model.parameters()).dtype, _HALF_TOLERANCE):
         raise ConfigError(
-            f"{model.config.model_type}: packed rows give other logits than transformers (off by {worst:.1e}); "
+            f"{name}: packed rows give other logits than transformers (off by {worst:.1e}); "
             "this architecture is not supported"
         )
     return model
+
+
+def _probe(model: Any, vocabulary: int, vision: Vision | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a row, with an image in it if the model sees: transformers' own, and those behind the switch."""
+    device = next(model.parameters()).device
+    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device) % vocabulary
+    if vision is None:
+        expected = model(input_ids=ids[None]).logits[0]
+        model.set_attn_implementation(NAME)
+        places, features = torch.arange(len(ids), device=device), None
+    else:
+        inputs, n, columns = vision.probe()
+        ids = torch.where(ids == vision.image_id, 0, ids)
+        ids = torch.cat([ids, torch.full((n,), vision.image_id, device=device), ids])[None]
+        stock = {k: v.to(device) for k, v in vision.stock(ids, inputs).items()}
+        expected, ids = model(input_ids=ids, **stock).logits[0], ids[0]
+        give(model, vision)
+        model.get_decoder().set_attn_implementation(NAME)
+        image = ImageSpan("", _PROBE_TOKENS, _PROBE_TOKENS + n, 0, columns)
+        places = torch.from_numpy(positions_of(len(ids), [image])).to(device)
+        places = places if columns else places[0]
+        features = splice([vision.run(model, inputs)], range(image.start, image.stop))
+    layout = Packed([0, len(ids)], [-1])
+    got = logits_at(model, hidden_states(model, ids, places, layout, features))
+    return expected.double(), got.double()

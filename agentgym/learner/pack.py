@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 
 from agentgym.errors import ConfigError
 from agentgym.learner.attention import Packed
-from agentgym.types import Trajectory
+from agentgym.learner.places import has_grid, keys_of, positions_of
+from agentgym.pictures import Picture
+from agentgym.types import ImageSpan, Trajectory
 
 _MIN_SHARED = 16
 
@@ -29,6 +31,8 @@ class TrainRow:
         advantages: Advantages where the mask is 1.
         trajectory: Index of the trajectory in the whole batch.
         turns: Number of the turn in its trajectory where the mask is 1; empty for all 0.
+        images: Where images stand in it.
+        pictures: The images by hash.
     """
 
     ids: list[int]
@@ -37,6 +41,8 @@ class TrainRow:
     advantages: list[float]
     trajectory: int
     turns: list[int] = field(default_factory=list)
+    images: list[ImageSpan] = field(default_factory=list)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,7 +51,7 @@ class MicroBatch:
 
     Attributes:
         ids: ``[T]`` token ids.
-        positions: ``[T]`` position of each token in its sequence.
+        positions: ``[T]`` position of each token in its sequence; ``[3, T]`` where images have positions on a grid.
         layout: Who attends to whom.
         at: ``[N]`` index into T of the token whose hidden state predicts the trained one.
         targets: ``[N]`` trained token ids.
@@ -59,6 +65,8 @@ class MicroBatch:
         turns: ``[N]`` number of the turn in its trajectory, from 0.
         batch_trajectories: Trajectories of the whole batch.
         batch_tokens: Trained tokens of the whole batch.
+        images: Where images stand in the T tokens, in order.
+        pictures: The images by hash.
     """
 
     ids: torch.Tensor
@@ -76,6 +84,8 @@ class MicroBatch:
     turns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     batch_trajectories: int = 0
     batch_tokens: int = 0
+    images: Sequence[ImageSpan] = ()
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> MicroBatch:
         """Move the tensors."""
@@ -113,9 +123,9 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
                     f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
                     "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
                 )
-            rows.append(
-                TrainRow(segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last], index, turns[:last])
-            )
+            values = (segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last])
+            images = [image for image in segment.images if image.stop <= last]
+            rows.append(TrainRow(*values, index, turns[:last], images, trajectory.pictures))
     return rows
 
 
@@ -152,8 +162,11 @@ class _Tree:
 
     def __init__(self, rows: Sequence[TrainRow]):
         self.rows = rows
+        self.keys = [keys_of(row.ids, row.images) for row in rows]
+        self.grid = any(has_grid(row.images) for row in rows)
+        self.places = [positions_of(len(row.ids), row.images) for row in rows] if self.grid else []
         self.ids: list[int] = []
-        self.positions: list[int] = []
+        self.positions: list[Any] = []
         self.cu = [0]
         self.parents: list[int] = []
         self.flat: list[list[int]] = [[] for _ in rows]
@@ -162,7 +175,7 @@ class _Tree:
         """Lay the tokens ``start:stop`` of the members (equal in all) down once."""
         base = len(self.ids)
         self.ids += self.rows[members[0]].ids[start:stop]
-        self.positions += range(start, stop)
+        self.positions += [self.places[members[0]][:, start:stop]] if self.grid else range(start, stop)
         self.cu.append(len(self.ids))
         self.parents.append(parent)
         for member in members:
@@ -176,7 +189,7 @@ class _Tree:
         while stack:
             members, start, parent, known = stack.pop()
             alone = len(members) == 1
-            rows = [self.rows[m].ids for m in members]
+            rows = [self.keys[m] for m in members]
             common = len(rows[0]) if alone else _common_prefix(rows, known)
             if common - start >= (1 if alone else _MIN_SHARED):
                 parent = self.span(members, start, common, parent)
@@ -195,6 +208,17 @@ def _common_prefix(rows: list[list[int]], known: int) -> int:
     while known < limit and shortest[known] == longest[known]:
         known += 1
     return known
+
+
+def _images(tree: _Tree) -> tuple[list[ImageSpan], dict[str, Picture]]:
+    """Where images were laid down, each once however many rows share it, and the images."""
+    found = {}
+    for row, flat in zip(tree.rows, tree.flat, strict=True):
+        for image in row.images:
+            at = flat[image.start]
+            found[at] = replace(image, start=at, stop=at + image.stop - image.start)
+    pictures = {image.hash: row.pictures[image.hash] for row in tree.rows for image in row.images}
+    return [found[at] for at in sorted(found)], pictures
 
 
 def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
@@ -218,9 +242,11 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
             advantages.append(row.advantages[j])
             trajectory.append(row.trajectory)
             turns.append(row.turns[j] if row.turns else 0)
+    images, pictures = _images(tree)
+    positions = np.concatenate(tree.positions, 1) if tree.grid else tree.positions
     return MicroBatch(
         ids=torch.tensor(tree.ids, dtype=torch.long),
-        positions=torch.tensor(tree.positions, dtype=torch.long),
+        positions=torch.as_tensor(positions, dtype=torch.long),
         layout=Packed(tree.cu, tree.parents),
         at=torch.tensor(at, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
@@ -228,4 +254,6 @@ def _micro_batch(rows: Sequence[TrainRow], share: bool) -> MicroBatch:
         advantages=torch.tensor(advantages, dtype=torch.float32),
         trajectory=torch.tensor(trajectory, dtype=torch.long),
         turns=torch.tensor(turns, dtype=torch.long),
+        images=images,
+        pictures=pictures,
     )

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from agentgym import seeding
-from agentgym.errors import AgentGymError, ConfigError
-from agentgym.learner import tiny
+from agentgym.errors import AgentGymError, ConfigError, unknown
+from agentgym.learner import tiny, tiny_vision
 from agentgym.learner.lora import LoraConfig, add_adapter, is_adapted
-from agentgym.learner.model import load_model, prepare
-from agentgym.renderer import HFTokenizer, Renderer
+from agentgym.learner.model import load_model, prepare, renderer_of
+from agentgym.learner.vision import FAMILIES, freeze
+from agentgym.pictures import without
+from agentgym.renderer import Renderer
 
 TINY_POSITIONS = 4096
 """Longest context of the tiny model."""
@@ -26,34 +28,41 @@ class ModelConfig:
     """The policy's model.
 
     Attributes:
-        path: A Hugging Face id, a local folder, or ``tiny``: a small Llama built for the environment's text.
+        path: A Hugging Face id, a local folder, or ``tiny``: a small model built for the environment's text.
+        family: Kind of the tiny model: llama, or one that sees: qwen2_5_vl, qwen3_vl, smolvlm, idefics3.
         hidden: Width of the tiny model.
         layers: Depth of the tiny model.
         heads: Attention heads of the tiny model.
         vocab_size: Vocabulary of the tiny model.
         dtype: Type of the parameters.
         lora: Adapters to train instead of the whole model.
+        train_vision: Whether what lies between pixels and embeddings (vision tower and projector) is trained too.
         threads: CPU threads of torch, or 0 for its own choice.
     """
 
     path: str = "tiny"
+    family: str = "llama"
     hidden: int = 128
     layers: int = 3
     heads: int = 4
     vocab_size: int = 1024
     dtype: str = "float32"
     lora: LoraConfig = field(default_factory=LoraConfig)
+    train_vision: bool = True
     threads: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ConfigError(f"model.dtype is {self.dtype!r}: use float32, bfloat16 or float16")
+        if self.family != "llama" and self.family not in FAMILIES:
+            raise unknown("model.family", self.family, ["llama", *FAMILIES])
         for name, least in (("hidden", 2), ("layers", 1), ("heads", 1), ("vocab_size", _FEWEST_TOKENS), ("threads", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
         if self.hidden % (2 * self.heads):
             raise ConfigError(f"model.hidden ({self.hidden}) must be a multiple of twice model.heads ({self.heads})")
-
+        if self.family in FAMILIES and self.hidden % (4 * self.heads):
+            raise ConfigError(f"model.hidden ({self.hidden}) must be a multiple of 4 x model.heads ({self.heads})")
         if self.lora.rank and self.path == "tiny":
             raise ConfigError("model.lora.rank: adapters need a trained model; give its folder as model.path")
 
@@ -106,13 +115,21 @@ def open_model(config: ModelConfig, run_seed: int, texts: Iterable[str] | None) 
         model, tokenizer, renderer = _load(config.path, dtype, config.lora.rank)
         if config.lora.rank and not is_adapted(model):
             model = add_adapter(model, config.lora, seeding.init_seed(run_seed))
-        return _placed(model), tokenizer, renderer
-    if texts is None:
+    elif texts is None:
         raise ConfigError("model.path=tiny has nothing to start from here: give the folder of an SFT run's model")
-    tokenizer = tiny.train_tokenizer(texts, config.vocab_size)
-    seed = seeding.init_seed(run_seed)
-    model = tiny.build_model(tokenizer, seed, config.hidden, config.layers, config.heads, TINY_POSITIONS)
-    return _placed(prepare(model.to(dtype))), tokenizer, Renderer(HFTokenizer(tokenizer))
+    else:
+        tokenizer = tiny.train_tokenizer(map(without, texts), config.vocab_size)
+        seed, vision = seeding.init_seed(run_seed), None
+        sizes = (config.hidden, config.layers, config.heads, TINY_POSITIONS)
+        if config.family == "llama":
+            model = tiny.build_model(tokenizer, seed, *sizes)
+        else:
+            tiny_vision.add_images(tokenizer, config.family)
+            model, vision = tiny_vision.build_model(config.family, tokenizer, seed, *sizes)
+        model, renderer = prepare(model.to(dtype), vision), renderer_of(tokenizer, vision)
+    if not config.train_vision:
+        freeze(model)
+    return _placed(model), tokenizer, renderer
 
 
 def _load(path: str, dtype: torch.dtype, rank: int) -> tuple[Any, Any, Renderer]:

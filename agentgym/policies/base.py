@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from agentgym.pictures import Picture
 from agentgym.policies.probe import Probe
 from agentgym.renderer import Renderer
-from agentgym.types import Candidate, Message
+from agentgym.types import Candidate, ImageSpan, Message
 
 
 @dataclass
@@ -30,6 +31,8 @@ class Request:
         tools: JSON schemas of the environment's tools, for a policy that passes them on in a way of its own; the first
             message holds them too.
         probe: What to score before the turn is written; a policy that cannot gives no score.
+        images: Where in ``ids`` images stand.
+        pictures: The images by hash, those of ``messages`` too.
     """
 
     ids: list[int]
@@ -42,6 +45,8 @@ class Request:
     messages: Sequence[Message] = ()
     tools: Sequence[Mapping[str, Any]] = ()
     probe: Probe | None = None
+    images: Sequence[ImageSpan] = ()
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
 
 @dataclass

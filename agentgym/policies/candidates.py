@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from agentgym.errors import ConfigError
-from agentgym.policies.around import AroundPolicy
+from agentgym.policies.around import AroundPolicy, other_prompt
 from agentgym.policies.base import Generation, Policy, Request, Session
-from agentgym.renderer import Renderer, Row
+from agentgym.renderer import Renderer
 from agentgym.types import Candidate, Message
 
 ANOTHER = "Now answer again, in the same form, with a strategy that differs from your answers so far."
@@ -60,6 +60,4 @@ def _another(renderer: Renderer, request: Request, found: Sequence[Generation]) 
     for generation in found:
         messages.append(Message(role="assistant", content=renderer.decode_reply(generation.ids)))
         messages.append(Message(role="user", content=ANOTHER))
-    row = Row(renderer)
-    row.prompt(messages, 0)
-    return replace(request, ids=list(row.segment.ids), messages=messages)
+    return other_prompt(renderer, request, messages)

@@ -18,10 +18,13 @@ import torch
 
 from agentgym.errors import ContextFull, EngineError
 from agentgym.learner.attention import Packed, hidden_states, logits_at
+from agentgym.learner.places import keys_of
 from agentgym.policies.base import Generation, Request
 from agentgym.policies.engine import Engine
+from agentgym.policies.eyes import Eyes, View, positions_in
 from agentgym.policies.kv_cache import KVCache, Step, common_prefix
 from agentgym.policies.probe import Probe
+from agentgym.policies.sampling import sample
 from agentgym.renderer import Renderer
 
 _MIN_SHARED = 8
@@ -29,11 +32,19 @@ _MIN_SHARED = 8
 
 @dataclass
 class _Job:
-    """A turn that is being written."""
+    """A turn that is being written.
+
+    Attributes:
+        ids: What stands in the row so far.
+        keys: The same with images told apart; without images the same list.
+        view: The images in it.
+    """
 
     request: Request
     future: asyncio.Future[Generation]
     ids: list[int]
+    keys: list[int]
+    view: View
     new: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     score: float | None = None
@@ -95,6 +106,7 @@ class HFPolicy:
         model: The module, shared with the learner.
         version: Version of its weights; `weights_changed` raises it.
         engine: What computes its turns.
+        eyes: What it has seen.
         stats: Counts of prefilled, re-used and sampled tokens, of forwards and of probes, since the start.
     """
 
@@ -123,10 +135,12 @@ class HFPolicy:
         self.env_options: dict[str, Any] = {}
         parameter = next(model.parameters())
         self.device = parameter.device
-        self.cache = KVCache(model.config, parameter.dtype, parameter.device)
+        config = model.config.get_text_config()
+        self.cache = KVCache(config, parameter.dtype, parameter.device)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.context_limit: int | None = int(model.config.max_position_embeddings)
+        self.context_limit: int | None = int(config.max_position_embeddings)
         self.stats = {"prefilled": 0, "reused": 0, "sampled": 0, "forwards": 0, "probed": 0}
+        self.eyes = Eyes(model)
         self._sessions: dict[int, HFSession] = {}
         self.engine = Engine([self])
 
@@ -157,7 +171,8 @@ class HFPolicy:
                 f"{self.context_limit} positions"
             )
         loop = asyncio.get_running_loop()
-        session.job = job = _Job(request, loop.create_future(), list(request.ids))
+        ids, view = list(request.ids), View(len(request.ids), request.images, request.pictures)
+        session.job = job = _Job(request, loop.create_future(), ids, keys_of(ids, request.images), view)
         self.engine.start()
         try:
             return await job.future
@@ -176,6 +191,8 @@ class HFPolicy:
         read = [*request.ids, *(request.probe.ids if request.probe else ())]
         if not 0 <= min(read) <= max(read) < self.vocab_size:
             raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
+        if request.images and not self.renderer.sees:
+            raise EngineError("the prompt holds images, but the model reads text only")
 
     async def score(self, ids: list[int], start: int) -> list[float]:
         """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
@@ -217,6 +234,7 @@ class HFPolicy:
         """Drop the cache after the module's weights were changed in place."""
         self.version = version
         self.cache.clear()
+        self.eyes.clear()
 
     @property
     def open_sessions(self) -> int:
@@ -250,7 +268,7 @@ class HFPolicy:
         budget = self.prefill_budget
         for session in jobs:
             assert session.job is not None
-            ids = session.job.ids
+            ids = session.job.keys
             have = self.cache.tokens[session.slot]
             if not session.job.new:
                 known = common_prefix(have, ids[:-1]) if self.reuse else 0
@@ -277,7 +295,7 @@ class HFPolicy:
                 continue
             theirs = self.cache.tokens[other.slot]
             if other.job and not other.job.new and other.key < session.key:
-                theirs = other.job.ids
+                theirs = other.job.keys
             shared = common_prefix(theirs, ids[:-1])
             if shared > length:
                 best, length = other, shared
@@ -311,16 +329,19 @@ class HFPolicy:
             slots += [session.slot] * length
             positions += range(first, first + length)
             held = self.cache.tokens[session.slot]
-            held += new  # what was read behind the prompt is written over
+            held += session.job.keys[first:]  # what was read behind the prompt is written over
             if not session.job.new:
                 self.stats["prefilled"] += len(new)
                 self.stats["reused"] += first
         step = self._step(slots, positions, len(singles), spans[len(singles) :])
+        parts = [(s.job.view, positions[at], n) for s, (at, n) in zip(rows, spans, strict=True) if s.job]
+        where = positions_in(parts)
         hidden = hidden_states(
             self.model,
             torch.tensor(ids, device=self.device),
-            torch.tensor(positions, device=self.device),
+            step.positions if where is None else torch.from_numpy(where).to(self.device),
             step,
+            self.eyes.look(parts),
         )
         logits = logits_at(self.model, hidden[torch.tensor(last, device=self.device)])
         if probed:
@@ -362,46 +383,11 @@ class HFPolicy:
         job.new.append(token)
         job.logps.append(logp)
         job.ids.append(token)
+        if job.keys is not job.ids:
+            job.keys.append(token)
         stopped = token == self.renderer.close_id
         if stopped or len(job.new) >= job.request.max_new_tokens:
             if not job.future.done():
                 finish: Literal["stop", "length"] = "stop" if stopped else "length"
                 job.future.set_result(Generation(job.new, job.logps, self.version, finish, probe=job.score))
             session.job = None
-
-
-def sample(logits: torch.Tensor, requests: list[Request]) -> tuple[list[int], list[float]]:
-    """Draw one token a row by inversion, each row with its own generator.
-
-    Args:
-        logits: Float32 ``[b, V]``.
-        requests: Temperature, top-p and generator of each row.
-
-    Returns:
-        Tokens, and their log-probabilities under the distributions they were drawn from.
-
-    Raises:
-        EngineError: If logits are not numbers.
-    """
-    temperature = torch.tensor([r.temperature or 1.0 for r in requests], device=logits.device)
-    logp = (logits / temperature[:, None]).log_softmax(-1)
-    for i, request in enumerate(requests):
-        if request.top_p < 1.0 and request.temperature:
-            logp[i] = _nucleus(logp[i], request.top_p)
-    mass = logp.double().exp().cumsum(-1)
-    if not bool(mass[:, -1].isfinite().all()):
-        raise EngineError("the logits are not finite numbers")
-    draws = [r.rng.random() for r in requests]
-    point = torch.tensor(draws, dtype=torch.float64, device=logits.device)[:, None] * mass[:, -1:]
-    drawn = torch.searchsorted(mass, point, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
-    greedy = torch.tensor([r.temperature == 0 for r in requests], device=logits.device)
-    tokens = torch.where(greedy, logp.argmax(-1), drawn)
-    return tokens.tolist(), logp.gather(1, tokens[:, None])[:, 0].tolist()
-
-
-def _nucleus(logp: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Keep the smallest set of tokens that holds ``top_p`` of the mass, renormalised."""
-    order = logp.argsort(descending=True)
-    before = logp[order].exp().cumsum(0) - logp[order].exp()
-    cut = order[before >= top_p]
-    return logp.index_fill(0, cut, float("-inf")).log_softmax(-1)

@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 import openai
 
 from agentgym.errors import ConfigError, EngineError
+from agentgym.pictures import Picture, Ref, split
 from agentgym.policies.base import Generation, Request
 from agentgym.renderer import ByteTokenizer, Renderer
 from agentgym.tool_calls import tagged
+from agentgym.types import Message
 
 
 class OpenAISession:
@@ -113,7 +115,7 @@ class OpenAIPolicy:
     async def _complete(self, request: Request) -> Any:
         settings: dict[str, Any] = {
             "model": self.model,
-            "messages": list(request.messages),
+            "messages": [_sent(message, request.pictures) for message in request.messages],
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": int(request.rng.integers(2**31)),
@@ -155,6 +157,20 @@ class OpenAIPolicy:
     def load_weights(self, state: Mapping[str, Any], version: int) -> None:
         """The weights are the endpoint's own."""
         raise EngineError(f"the {self.name} policy is for evaluation only: it cannot load weights")
+
+
+def _sent(message: Message, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+    """A message as the endpoint takes it: as text, or in parts if it shows images."""
+    parts = [] if message["role"] == "assistant" else list(split(message["content"]))
+    if not any(isinstance(part, Ref) for part in parts):
+        return dict(message)
+    content = [
+        {"type": "image_url", "image_url": {"url": pictures[part.hash].url}}
+        if isinstance(part, Ref)
+        else {"type": "text", "text": part}
+        for part in parts
+    ]
+    return {**message, "content": content}
 
 
 def _text(message: Any) -> str:

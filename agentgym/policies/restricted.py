@@ -106,6 +106,8 @@ class RestrictedPolicy:
             ConfigError: If the environment names none.
             ContextFull: If the longest does not fit.
         """
+        if request.images:
+            raise ConfigError("a restricted choice reads text only: let the model write freely (algo.acting=free)")
         actions = require_choice(request.info)
         ids = [request.encode_action(action) for action in actions]
         longest = len(request.ids) + max(map(len, ids))

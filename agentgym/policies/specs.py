@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from pathlib import Path
 
@@ -16,8 +17,16 @@ SPECS = {
     "canned:A;B;...": "the actions A, B, ..., the last one repeated",
     "hf:FOLDER": "a transformers model, by folder or Hugging Face id",
     "openai:MODEL@URL": "a model behind an OpenAI-compatible chat endpoint; the key is in OPENAI_API_KEY",
+    "react:POLICY": "a model that is told to reason before it acts; Werewolf",
+    "recon:POLICY": "a model that thinks of how others see it before it answers; Werewolf",
+    "sla:POLICY": "a model that deduces roles and chooses among several answers; Werewolf",
 }
 
+_PROMPTED = {
+    "react": ("agentgym.envs.werewolf_agents", "ReActPolicy"),
+    "recon": ("agentgym.envs.werewolf_agents", "ReConPolicy"),
+    "sla": ("agentgym.envs.werewolf_sla", "SLAPolicy"),
+}
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
@@ -41,6 +50,8 @@ def make_policy(spec: str, threads: int = 0) -> Policy:
         return CannedPolicy([a.strip() for a in rest.split(";") if a.strip()])
     if kind == "openai":
         return _openai(rest, spec)
+    if kind in _PROMPTED:
+        return _prompted(kind, rest, threads)
     if kind != "hf":
         raise unknown("policy", spec, SPECS)
     if not rest:
@@ -61,6 +72,8 @@ def fingerprint(spec: str) -> str:
     another one.
     """
     kind, _, rest = spec.partition(":")
+    if kind in _PROMPTED:
+        return fingerprint(rest)
     folder = Path(rest).expanduser()
     if kind != "hf" or not folder.is_dir():
         return ""
@@ -69,6 +82,14 @@ def fingerprint(spec: str) -> str:
         with open(path, "rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _prompted(kind: str, rest: str, threads: int) -> Policy:
+    if rest.partition(":")[0] not in ("hf", "openai"):
+        raise ConfigError(f"policy {kind}: needs a model: {kind}:hf:FOLDER or {kind}:openai:MODEL@URL")
+    module, name = _PROMPTED[kind]
+    found: Policy = getattr(importlib.import_module(module), name)(make_policy(rest, threads))
+    return found
 
 
 def _openai(rest: str, spec: str) -> Policy:

@@ -391,6 +391,50 @@ def test_codes_are_drawn_from_the_codebook_and_heard():
     assert (state.talks[0][1][0], state.talks[0][0]) == (2, (2, 0, 0, 0, 0, 0, 0))
 
 
+def test_a_speech_with_an_argument_names_a_seat_that_all_hear():
+    rules = Rules(codebook=BOOK, stances=[[1, -1, 0], [0, 0], [0, 0], [0, 0]])
+    assert rules.width == 211 + 3 * 7 * 3 + 3 * 49 + 3
+    state = deal(rules, CAST)
+    play(state, [6, 5, 0, 6])  # player_5 dies
+    before = [state.tensor(seat) for seat in range(7)]
+    state.play(8 + 1)
+    assert (state.player(), state.naming) == (0, True)
+    assert state.legal() == [1, 2, 3, 4, 6, 7]
+    pending = state.tensor(0) - before[0]
+    assert pending.nonzero()[0].tolist() == [rules.width - 3 + 1]
+    assert all(np.array_equal(state.tensor(seat), before[seat]) for seat in range(1, 7))  # nobody else knows
+    nobody = state.child(7)
+    state.play(4)
+    assert state.player() == CHANCE
+    assert state.infoset(1) == nobody.infoset(1)  # until it is heard
+    state.play(2)
+    nobody.play(2)
+    assert state.infoset(1) != nobody.infoset(1)
+    heard = state.tensor(6)[rules.arguments_at :][: 3 * 49].reshape(3, 7, 7)
+    assert [(*map(int, at), heard[tuple(at)]) for at in np.argwhere(heard)] == [(0, 0, 4, -1.0)]
+    assert not nobody.tensor(6)[rules.arguments_at :].any()
+    state.play(8 + 0)  # the other Werewolf accuses
+    state.play(3)
+    play(state, [0, *[8] * 4], np.random.default_rng(0))
+    assert state.phase == VOTE
+    assert state.talks[0][2] == (1 + 7 + 4, 1 + 3, 0, 0, 0, -1, 0)
+    play(state, [3] * 6, np.random.default_rng(0))
+    later = state.tensor(6)[rules.arguments_at :][: 3 * 49].reshape(3, 7, 7)
+    assert (later[0, 0, 4], later[0, 1, 3]) == (-1.0, 1.0)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        random_game(rules, rng)
+
+
+def test_the_seer_names_only_what_it_saw():
+    rules = Rules(stances=[[0, 0, 0], [1, -1], [0, 0], [0, 0]])
+    roles = (SEER, WOLF, WOLF, DOCTOR, VILLAGER, VILLAGER, VILLAGER)
+    for seen, accuse, clear in ((1, [1, 7], [7]), (4, [7], [4, 7]), (6, [7], [7])):
+        state = deal(rules, roles)
+        play(state, [6, 6, seen, 3])  # player_6 dies; the order is wolves, Seer, Doctor
+        assert [state.child(8 + latent).legal() for latent in (0, 1)] == [accuse, clear]
+
+
 def test_without_a_codebook_nothing_is_heard():
     state = deal(SEVEN, CAST)
     play(state, [6, 6, 0, 6])
@@ -443,6 +487,8 @@ def test_scripted_players_in_numbers():
         ({"latents": (1, 1)}, "latents"),
         ({"latents": (0, 1, 1, 1)}, "latents"),
         ({"codebook": [[[1.0]]] * 4}, "codebook"),
+        ({"stances": [[0, 0, 0]] * 4}, "stances"),
+        ({"stances": [[2, 0, 0], [0, 0], [0, 0], [0, 0]]}, "stances"),
         ({"codebook": [[[0.5, 0.4]] * k for k in (3, 2, 2, 2)]}, "codebook"),
     ],
 )

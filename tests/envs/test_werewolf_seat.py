@@ -64,15 +64,14 @@ def test_role_and_seat_by_option(role):
 
 
 @pytest.mark.parametrize("opponents", ["random", "scripted", "cautious", "quiet", "naive"])
-def test_winnable_games_are_won_by_the_expert(opponents):
-    env = WerewolfSeatEnv(winnable=True, opponents=opponents, rewards="win", brief=True)
-    roles = set()
-    for seed in range(8):
+def test_the_expert_wins_some_games(opponents):
+    env = WerewolfSeatEnv(opponents=opponents, rewards="win", brief=True)
+    won = []
+    for seed in range(24):
         _, rewards, info = follow(env, seed)
-        assert info["success"]
-        assert (info["score"], sum(rewards)) == (1.0, 1.0)
-        roles.add(info["role"])
-    assert len(roles) > 1
+        won.append(info["success"])
+        assert (info["score"], sum(rewards)) == ((1.0, 1.0) if won[-1] else (0.0, -1.0))
+    assert {True, False} == set(won)
 
 
 def test_what_is_left_to_chance_is_no_success():
@@ -117,10 +116,10 @@ def test_a_function_plays_the_others():
 
 
 def test_evaluation():
-    with EnvPool(ID, {"winnable": True, "players": 4, "brief": True}) as pool:
+    with EnvPool(ID, {"players": 4, "brief": True}) as pool:
         config = RolloutConfig(max_turns=60, context_limit=10**6, codec="verbatim", concurrency=2)
-        found, _ = evaluate(pool, ExpertPolicy(), config, episodes=6, seed=0, options={"expert": True})
-    assert found.success.mean == 1.0
+        found, _ = evaluate(pool, ExpertPolicy(), config, episodes=20, seed=0, options={"expert": True})
+    assert 0 < found.success.mean < 1
 
 
 def test_misuse():
@@ -133,7 +132,6 @@ def test_misuse():
         ({"role": "Hunter"}, "role"),
         ({"players": 4, "role": "Doctor"}, "role"),
         ({"opponents": "gpt"}, "opponents"),
-        ({"winnable": True, "opponents": print}, "winnable"),
         ({"latents": (1, 1, 1, 1)}, "latents"),
         ({"render_mode": "human"}, "render_mode"),
         ({"parity": "le"}, "parity"),

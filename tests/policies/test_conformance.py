@@ -16,7 +16,8 @@ from agentgym.learner.attention import hidden_states, logits_at
 from agentgym.learner.logprobs import token_logprobs
 from agentgym.learner.pack import pack, rows_of
 from agentgym.policies.base import Request
-from agentgym.policies.hf import HFPolicy, sample
+from agentgym.policies.hf import HFPolicy
+from agentgym.policies.sampling import sample
 from agentgym.policies.scripted import CannedPolicy, ExpertPolicy, RandomPolicy
 from agentgym.renderer import Renderer, Row
 from agentgym.seeding import member_seed, turn_rng

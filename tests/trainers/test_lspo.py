@@ -13,13 +13,14 @@ import torch
 from agentgym.envs.werewolf import raw_env
 from agentgym.envs.werewolf_game import State
 from agentgym.envs.werewolf_players import PLAYERS
-from agentgym.envs.werewolf_rules import ROLES, Rules
+from agentgym.envs.werewolf_rules import ROLES, SEER, Rules
 from agentgym.trainers import lspo, lspo_pairs
 from agentgym.trainers.lspo_pairs import Ear, Pair, abstract, pairs_of
-from agentgym.trainers.lspo_play import StrategicPolicy
+from agentgym.trainers.lspo_play import StrategicPolicy, Strategist
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from agentgym import store
+from agentgym.arguments import argument
 from agentgym.cfr_search import Game as AbstractGame
 from agentgym.config import load, overlay
 from agentgym.deep_cfr import DeepCFR, DeepCFRConfig
@@ -158,6 +159,13 @@ def played(seed, **settings):
     return env
 
 
+SMALL = DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999)
+
+
+def abstract_game(rules):
+    return AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
+
+
 @pytest.fixture(scope="module")
 def latents(encoder):
     """What scripted players say, clustered."""
@@ -181,10 +189,52 @@ def test_a_game_in_text_is_the_same_abstract_game(latents, seed):
     assert [m.text for m in moments] == list(env.speeches.values())
     for (_, seat), moment in zip(said, moments, strict=True):
         assert (moment.seat, moment.state.player()) == (seat, seat)
-    for number, codes in enumerate(codes for _, codes in state.talks):
+    for number, codes in enumerate(codes for _, codes, _ in state.talks):
         heard = {seat: code for seat, code in enumerate(codes) if code >= 0}
         speakers = {seat: said[number + 1, seat] for seat in heard}
-        assert heard == {seat: ear(seat, state.roles[seat], text)[1] for seat, text in speakers.items()}
+        assert heard == {seat: ear(seat, state.roles[seat], text).code for seat, text in speakers.items()}
+
+
+def test_a_speech_is_also_whom_it_accuses_or_clears(encoder):
+    said = {role: [] for role in range(len(ROLES))}
+    for seed in range(20):
+        env = played(seed)
+        for (_, seat), text in env.speeches.items():
+            said[env.game.roles[seat]].append(relative(text, seat, 7))
+    known = fit(said, (3, 2, 2, 2), encoder, 0, 6, arguments=True)
+    rules, ear = Rules(latents=known.counts, codebook=known.codebook, stances=known.stances), Ear(known, 7)
+    accusations = 0
+    for seed in range(3):
+        env = played(seed)
+        info = env.infos["player_0"]
+        spoken = {(number, seat): text for number, seat, text in json.loads(info["speeches"])}
+        state, _ = abstract([int(a) for a in info["actions"].split()], spoken, rules, ear)
+        assert (state.returns(), state.votes) == (list(env.game.totals), env.game.votes)
+        for number, (_, _, arguments) in enumerate(state.talks):
+            for seat, heard in enumerate(arguments):
+                stance, target = argument(spoken.get((number + 1, seat), ""), seat, 7)
+                alive = heard >= 0 and target < 7 and state.talks[number][0][target] >= 0
+                assert heard in (-1, 0) or heard == 1 + target + 7 * (stance < 0)
+                assert heard > 0 or not alive or state.roles[seat] == SEER
+                accusations += heard > 0
+    assert accusations > 10
+
+    solver = DeepCFR(abstract_game(rules), SMALL)
+    solver.step()
+    judge = lspo_pairs.Judge(rules, ear, solver, str, True, 99)
+    env = raw_env(brief=True)
+    env.reset(seed=0)
+    while env.infos[env.agent_selection]["phase"] != "discussion":
+        env.step(env.infos[env.agent_selection]["admissible_commands"][0])
+    state, _ = abstract(*env.infos[env.agent_selection]["record"], rules, ear)
+    seat, role = state.player(), state.roles[state.player()]
+    texts = [f"Let us vote for player_{target}." for target in (5, 6)] + ["I have nothing to say."]
+    of, scores = judge._judged(lspo_pairs.Speech(state, seat, ""), texts)
+    assert [len(one) for one in of] == [2, 2, 1]
+    regrets = [solver.regrets(role, s.tensor(seat)[None])[0] for s in (state, state.child(of[0][0]))]
+    assert (of[0][0], of[0][1], of[1][1]) == (of[1][0], 5, 6)
+    assert scores[:2] == pytest.approx([regrets[0][of[0][0]] + regrets[1][seat] for seat in (5, 6)])
+    assert scores[2] == pytest.approx(regrets[0][of[2][0]])
 
 
 # ---- runs ------------------------------------------------------------------------------------------------
@@ -198,7 +248,7 @@ def settings(start, **changes):
         "optim": {"lr": 1e-3},
         "lspo": {"iterations": 2, "games": 14, "cfr_iterations": 2, "batch": 4, "public_codes": 4},
         "cfr": {"traversals": 2, "hidden": [16], "steps": 5, "batch": 32, "capacity": 4000, "policy_capacity": 4000},
-        "measure": {"games": 2},
+        "measure": {"games": 2, "predictions": True},
     }
     return lspo.make_config(overlay(values, changes))
 
@@ -232,6 +282,10 @@ def test_a_run_can_be_stopped_after_every_phase_and_resumed(start, tmp_path):
     assert all(tuple(pair[kind]) in spoken for pair in pairs for kind in ("chosen", "rejected"))
     assert all(len(turn.candidates) in (0, 3) for t in games for turn in t.turns)
     assert (parts / "report.html").exists()
+    found = json.loads((parts / "iteration_1" / "measure.json").read_text())
+    assert not any(name.startswith("predict/") for name in found)  # this model writes no JSON
+    infos = [t.info for f in (parts / "trajectories").glob("eval_*") for t in store.read(f)]
+    assert sum(info.get("predictions_unread", 0) for info in infos) > 0
 
 
 class Canned:
@@ -251,10 +305,9 @@ class Canned:
 def test_a_strategy_decides_where_the_mode_says_so(latents):
     rules = Rules(latents=latents.counts, codebook=latents.codebook)
     ear = Ear(latents, 7)
-    game = AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
-    solver = DeepCFR(game, DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999))
+    solver = DeepCFR(abstract_game(rules), SMALL)
     with pytest.raises(ConfigError, match="no average strategy"):
-        StrategicPolicy(Canned([]), solver, rules, ear)
+        Strategist(solver, rules, ear)
     solver.step()
     solver.fit_average()
     answers = ["I have nothing to say.", "I am the Seer.", "I think player_3 is a Werewolf."]
@@ -267,7 +320,7 @@ def test_a_strategy_decides_where_the_mode_says_so(latents):
         env.step(PLAYERS["scripted"](info["view"], np.random.default_rng(0)))
 
     def ask(mode, phase, number):
-        session = StrategicPolicy(Canned(answers), solver, rules, ear, mode).open()
+        session = StrategicPolicy(Canned(answers), Strategist(solver, rules, ear), mode).open()
         request = Request([1], 99, np.random.default_rng(number), info=phases[phase])
         return Renderer(ByteTokenizer()).decode_reply(asyncio.run(session.generate(request)).ids)
 
@@ -281,7 +334,7 @@ def test_a_strategy_decides_where_the_mode_says_so(latents):
             assert drawn[command] / 600 == pytest.approx(p, abs=4 * math.sqrt(p * (1 - p) / 600) + 1e-9)
         assert ask("llm", phase, 0) in answers
     seat, role = phases["discussion"]["view"].seat, ROLES.index(phases["discussion"]["role"])
-    of = {text: ear(seat, role, text)[0] for text in answers}
+    of = {text: ear(seat, role, text).latent for text in answers}
     said = Counter(of[ask("rerank", "discussion", number)] for number in range(200))
     assert set(said) <= set(of.values())
     assert {ask("hybrid", "discussion", number) for number in range(30)} == set(answers)
@@ -308,8 +361,7 @@ def test_the_example_is_a_config():
 def test_two_models_with_strategies_meet_in_one_engine(start, latents):
     """The same games whatever the wrapper: the engine of the models inside is shared while they play."""
     rules, ear = Rules(latents=latents.counts, codebook=latents.codebook), Ear(latents, 7)
-    game = AbstractGame(State(rules), 7, rules.actions, rules.width, 4, lambda state, seat: state.roles[seat])
-    solver = DeepCFR(game, DeepCFRConfig(traversals=1, depth=1, scale=300, hidden=(8,), steps=3, batch=8, capacity=999))
+    solver = DeepCFR(abstract_game(rules), SMALL)
     solver.step()
     solver.fit_average()
 
@@ -320,7 +372,7 @@ def test_two_models_with_strategies_meet_in_one_engine(start, latents):
             with torch.no_grad():
                 model.lm_head.weight.add_(seed * 0.01)
             policy = HFPolicy(model, Renderer(HFTokenizer(AutoTokenizer.from_pretrained(start))), name)
-            seats[name] = Seat(StrategicPolicy(policy, solver, rules, ear, "rerank"), context="window:1")
+            seats[name] = Seat(StrategicPolicy(policy, Strategist(solver, rules, ear), "rerank"), context="window:1")
 
         def assign(_, infos):
             return {a: "wolves" if info["role"] == "Werewolf" else "village" for a, info in infos.items()}
