@@ -1,8 +1,8 @@
 """A tiny vision-language model that learns to click: a square on a screen, seen as pixels alone.
 
 A Qwen3-VL of two towers and less than a million parameters begins with a few demonstrations and goes on with GRPO,
-whose reward is 1 for a click in the square. The same runs without the image (a blank screen) show what can be had without
-seeing. Prints the table and draws the picture of docs/learning.md.
+whose reward is 1 for a click in the square. The same runs without the image (a blank screen) show what can be had
+without seeing. Prints the table and draws the picture of docs/learning.md.
 """
 
 from __future__ import annotations
