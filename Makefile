@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-craft-gui lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -49,6 +49,9 @@ learning-workspace: setup  ## The workspace beside an appending context as the r
 
 learning-lspo: setup  ## Every iteration of LSPO against the last one, and its ablations, over 5 seeds
 	@.venv/bin/python benchmarks/learning/lspo.py
+
+learning-latent-game: setup  ## The game of latent strategies alone: Deep CFR with and without arguments
+	@.venv/bin/python benchmarks/learning/latent_game.py
 
 learning-craft-gui: setup  ## CRAFT-GUI's stages beside a mixture and the longest tasks, and hybrid rewards beside outcomes, over 5 seeds (needs Chromium)
 	@.venv/bin/python benchmarks/learning/craft_gui.py

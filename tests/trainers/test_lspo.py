@@ -354,8 +354,9 @@ def test_wrong_settings_are_named(start):
             settings(start, **changes)
 
 
-def test_the_example_is_a_config():
-    assert lspo.make_config(load(EXAMPLES / "lspo.yaml")).cfr.depth == 2
+def test_the_examples_are_configs():
+    for name in ("lspo.yaml", "lspo_smollm2.yaml"):
+        assert lspo.make_config(load(EXAMPLES / name)).cfr.depth == 2
 
 
 def test_two_models_with_strategies_meet_in_one_engine(start, latents):
