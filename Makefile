@@ -2,7 +2,6 @@
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
-JOBS ?= 2
 
 setup:  ## Create .venv with pinned packages (DEVICE=cuda for the CUDA build of torch)
 	@scripts/setup.sh
@@ -19,10 +18,10 @@ pretrained: setup  ## Warm-start SmolLM2-135M and let it learn the same game in 
 alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folder instead of a download)
 	@.venv/bin/python -m agentgym.envs.alfworld_fetch $(if $(FROM),--from $(FROM))
 
-test:  ## Lint, types, and all but the slow tests, JOBS=2 files at a time
+test:  ## Lint, types, and all but the slow tests
 	@scripts/setup.sh --test
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	@.venv/bin/pytest -m "not slow"
 
 test-slow: setup  ## The slow tests
 	@.venv/bin/pytest -m slow

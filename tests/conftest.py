@@ -210,16 +210,6 @@ def renderer(request):
     return make_renderer(request.param)
 
 
-_BOXES = {"docker_host", "docker_daemon", "bubblewrap"}
-
-
-def pytest_collection_modifyitems(items):
-    """For pytest-xdist: a file is played by one worker, and all files that open sandboxes by the same one."""
-    boxed = {item.path for item in items if _BOXES & set(item.fixturenames) or item.path.name == "test_every_env.py"}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("sandboxes" if item.path in boxed else item.path.stem))
-
-
 def _cannot(reason: str):
     """Skip, or fail where every test must run."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
