@@ -1,4 +1,4 @@
-.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui lock clean
+.PHONY: setup test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search bench-miniwob learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui learning-clicking lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -55,11 +55,14 @@ learning-latent-game: setup  ## The game of latent strategies alone: Deep CFR wi
 learning-craft-gui: setup  ## CRAFT-GUI's stages beside a mixture and the longest tasks, and hybrid rewards beside outcomes, over 5 seeds (needs Chromium)
 	@.venv/bin/python benchmarks/learning/craft_gui.py
 
+learning-clicking: setup  ## A tiny vision-language model that learns to click, beside one that sees a blank screen
+	@.venv/bin/python benchmarks/learning/clicking.py
+
 learning-epo: setup  ## EPO beside its base and an entropy bonus, over GRPO and PPO, over 5 seeds
 	@.venv/bin/python benchmarks/learning/epo.py
 
-bench: setup  ## Every benchmark but bench-trl, bench-sandbox, bench-alfworld and bench-search
-	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+bench: setup  ## Every benchmark but bench-trl, bench-sandbox, bench-alfworld, bench-search and bench-miniwob
+	@for script in $(filter-out benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py benchmarks/miniwob_steps.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 
 bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
 	@.venv/bin/python benchmarks/trl_grpo.py
@@ -79,8 +82,13 @@ bench-search: setup  ## Local search beside bm25s and rank_bm25
 	@.venv-peers/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/search_peers.txt
 	@.venv/bin/python benchmarks/search_speed.py
 
+bench-miniwob: setup  ## MiniWoB steps beside the miniwob package's Selenium environment and BrowserGym (needs chromedriver)
+	@[ -x .venv-miniwob/bin/python ] || .venv/bin/python -m venv .venv-miniwob
+	@.venv-miniwob/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/miniwob_peers.txt
+	@.venv/bin/python benchmarks/miniwob_steps.py
+
 lock: setup  ## Pin what is installed now
 	@.venv/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|uv)==' > requirements.lock
 
 clean:  ## Remove the environment and build outputs (not runs/)
-	@rm -rf .venv .venv-peers .venv-alfworld build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-peers .venv-alfworld .venv-miniwob build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
