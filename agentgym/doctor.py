@@ -235,10 +235,11 @@ def _bubblewrap() -> Iterator[Finding]:
 
 
 def _browser() -> Iterator[Finding]:
-    names = ("chromium", "chromium-browser", "google-chrome")
+    given = os.environ.get("AGENTGYM_CHROMIUM")
+    names = (given,) if given else ("chromium", "chromium-browser", "google-chrome")
     program = next((path for name in names if (path := shutil.which(name))), None)
     if program is None:
-        yield Finding("chromium", "missing", "not installed; only for tests and the GUI", "apt-get install chromium")
+        yield Finding("chromium", "missing", "not installed; only for MiniWoB and tests", "apt-get install chromium")
         return
     starts, answer = _run([program, "--version"])
     fix = "" if starts else "apt-get install --reinstall chromium"

@@ -29,8 +29,10 @@ def images(trajectories: Iterable[Trajectory]) -> dict[str, str]:
     return found
 
 
-def parts(text: str, trajectory: Trajectory) -> dict[str, Any]:
-    """A text without the markers of the trajectory's images, and their hashes."""
+def parts(text: str, trajectory: Trajectory) -> str | dict[str, Any]:
+    """A text; if it shows images, ``text`` without their markers and ``images``, their hashes."""
+    if not trajectory.pictures:
+        return text
     shown: list[str] = []
     names: list[str] = []
     for part in split(text):
@@ -38,7 +40,7 @@ def parts(text: str, trajectory: Trajectory) -> dict[str, Any]:
             names.append(part.hash)
         else:
             shown.append(part.marker if isinstance(part, Ref) else part)
-    return {"text": "".join(shown), "images": names}
+    return {"text": "".join(shown), "images": names} if names else text
 
 
 def drawn(action: str | None, info: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ function drawScreen(hash, drawn) {
   const frame = el("figure", { className: "screen" }, image);
   image.addEventListener("load", () => {
     const [width, height] = [image.naturalWidth, image.naturalHeight];
-    const scale = Math.min(3, Math.max(1, Math.floor(480 / width)));
-    image.width = Math.min(width * scale, 720);
+    const scale = Math.min(3, Math.floor(480 / Math.max(width, height)));
+    image.width = Math.min(width * Math.max(1, scale), 720);
     if (drawn) frame.append(drawAction(drawn, width, height, width / image.width));
   });
   return frame;
@@ -18,7 +18,7 @@ function drawScreen(hash, drawn) {
 /** An action in the pixels of a screenshot; `unit` of them are one pixel of the page. */
 function drawAction({ point, to, label }, width, height, unit) {
   const layer = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
-  const size = 9 * unit;
+  const size = 11 * unit;
   if (point && to) layer.append(...arrow(point, to, size));
   else if (point) layer.append(...ring(point, size));
   if (label !== null) {
@@ -32,11 +32,11 @@ function drawAction({ point, to, label }, width, height, unit) {
 
 /** A shape with a light rim, so that it is seen on any ground. */
 function rimmed(tag, attributes, size) {
-  return [svg(tag, { ...attributes, class: "rim", "stroke-width": size / 2 }), svg(tag, { ...attributes, "stroke-width": size / 4 })];
+  return [svg(tag, { ...attributes, class: "rim", "stroke-width": size * 0.6 }), svg(tag, { ...attributes, "stroke-width": size * 0.3 })];
 }
 
 function ring([x, y], size) {
-  return [...rimmed("circle", { cx: x, cy: y, r: size }, size), svg("circle", { cx: x, cy: y, r: size / 6, "stroke-width": 0 })];
+  return [...rimmed("circle", { cx: x, cy: y, r: size }, size), svg("circle", { cx: x, cy: y, r: size / 4, "stroke-width": 0 })];
 }
 
 function arrow([x, y], [toX, toY], size) {

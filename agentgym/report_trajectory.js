@@ -75,7 +75,7 @@ function drawTurns(detail) {
   const system = detail.system === null ? null : fold("System prompt", INDEX.systems[detail.system]);
   const turns = detail.turns.map((turn, number) => drawTurn(detail, turn, number));
   const last = (label, shown) =>
-    shown && (shown.text || shown.images.length)
+    shown
       ? el("section", { className: "turn" }, el("div", { className: "at" }, "end"), sight(label, shown))
       : null;
   return [system, ...turns, last("Observation without an answer", detail.unanswered), last("Final observation", detail.final)];
@@ -91,7 +91,7 @@ function block(label, text, note = null, kind = "") {
 
 /** An observation: its images, the action drawn on the last one, and its text. */
 function sight(label, shown, drawn = null) {
-  if (!shown.images.length) return block(label, shown.text);
+  if (typeof shown === "string") return block(label, shown);
   const screens = shown.images.map((hash, k) => drawScreen(hash, k === shown.images.length - 1 ? drawn : null));
   const text = shown.text ? el("pre", {}, shown.text) : null;
   return el("div", { className: "block sight" }, el("h4", {}, label), el("div", {}, ...screens, text));

@@ -48,25 +48,29 @@ _FLAGS = (
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
-    "--disable-features=SpareRendererForSitePerProcess,Translate,MediaRouter,PaintHolding",
+    "--disable-features=SpareRendererForSitePerProcess,Translate,MediaRouter,PaintHolding,BackForwardCache",
     "--font-render-hinting=none",
     "--disable-lcd-text",
     "--force-color-profile=srgb",
     "--hide-scrollbars",
     "--lang=en-US",
     "--mute-audio",
+    "--process-per-site",  # a page more is 15 MB so, and 47 MB in a process of its own
 )
 
-_BROWSER = 'read -r _ || exit; mkdir -m 700 "$TMPDIR"; exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
+_BROWSER = 'read -r _ || exit; exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
 """Waits for a line, so that no browser runs that the guard does not know."""
 
 _GUARD = """
+mkdir -m 700 "$1" && echo ready || exit
 read -r browser
 read -r _
 kill -9 -"$browser" 2>/dev/null
-for _ in 1 2 3 4 5 6 7 8 9; do rm -rf "$1" 2>/dev/null && break; sleep 0.1; done
+tries=0
+until rm -rf "$1" 2>/dev/null || [ $tries = 300 ]; do tries=$((tries + 1)); sleep 0.1; done
 """
-"""Reads the number of the browser's process group; after that nothing ever comes but the end."""
+"""Makes the folder of the browser's files, reads the number of its process group; after that nothing ever comes but the
+end. A process that is being killed may still write for a moment, so the folder may have to be removed again."""
 
 _lock = threading.RLock()
 _current: Browser | None = None
@@ -145,8 +149,11 @@ class Browser:
         quiet = {"stderr": subprocess.DEVNULL, "process_group": 0}  # Ctrl-C is for us, not for them
         try:
             self._guard = subprocess.Popen(
-                ["sh", "-c", _GUARD, "sh", self._folder], stdin=life, stdout=subprocess.DEVNULL, **quiet
+                ["sh", "-c", _GUARD, "sh", self._folder], stdin=life, stdout=subprocess.PIPE, **quiet
             )
+            with self._guard.stdout as answer:
+                if not answer.readline():
+                    raise EnvError(f"cannot make {self._folder}")
             self._process = subprocess.Popen(
                 ["sh", "-c", _BROWSER, "sh", path, *_FLAGS, f"--user-data-dir={self._folder}/data"],
                 stdin=to_browser,
@@ -156,6 +163,12 @@ class Browser:
             )
             os.write(self._life, f"{self._process.pid}\n".encode())
             os.write(self._write, b"\n")
+        except BaseException as error:
+            for end in (self._write, self._read, self._life):
+                os.close(end)
+            if isinstance(error, OSError):
+                raise EnvError(f"cannot start {path}: {error}") from error
+            raise
         finally:
             for end in (to_browser, from_browser, life):
                 os.close(end)
@@ -280,7 +293,8 @@ class Page:
     def __init__(self, browser: Browser, width: int, height: int, visible: bool) -> None:
         self.browser, self.crashed = browser, False
         self.loaded: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.target = browser.call("Target.createTarget", url="about:blank", newWindow=visible)["targetId"]
+        size = {"width": width, "height": height} if visible else {}
+        self.target = browser.call("Target.createTarget", url="about:blank", newWindow=visible, **size)["targetId"]
         self.session: str = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
         browser.pages[self.session] = self
         self.call("Page.enable")

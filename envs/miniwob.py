@@ -23,7 +23,7 @@ import gymnasium as gym
 import numpy as np
 from agentgym.envs import chromium
 from agentgym.envs.miniwob_actions import Command, Mistake, likeness, parse
-from agentgym.envs.miniwob_experts import EXPERTS
+from agentgym.envs.miniwob_experts import EXPERTS, STEPS
 from agentgym.envs.miniwob_page import Page
 from agentgym.envs.miniwob_text import Element, commands, elements, tell
 from gymnasium.error import ResetNeeded
@@ -49,8 +49,8 @@ _DRAWS = 200
 RELOADED = frozenset(
     {
         *("book-flight", "book-flight-nodelay", "click-pie", "click-pie-nodelay", "scroll-text", "scroll-text-2"),
-        *("search-engine", "simon-says", "stock-market"),
-        *("use-autocomplete", "use-autocomplete-nodelay", "use-colorwheel", "use-colorwheel-2"),
+        *("chase-circle", "draw-circle", "draw-line", "form-sequence-3", "moving-items", "search-engine", "simon-says"),
+        *("stock-market", "use-autocomplete", "use-autocomplete-nodelay", "use-colorwheel", "use-colorwheel-2"),
     }
 )
 """Pages that do not start an episode afresh by themselves: they are loaded anew for each."""
@@ -334,9 +334,9 @@ class MiniWoBEnv(gym.Env[Any, str]):
         return {**read, "type_correct": float(bool(same)), "argument_score": max(same, default=0.0), **kind}
 
     def _length(self, episode: tuple[str, str, str]) -> int | None:
-        """How many steps the expert takes; it is played once for each episode, and remembered."""
-        if episode[0] not in EXPERTS:
-            return None
+        """How many steps the expert takes; where that differs it is played once for each episode, and remembered."""
+        if episode[0] not in EXPERTS or episode[0] in STEPS:
+            return STEPS.get(episode[0])
         with _lengths_lock:
             known = _lengths.get(episode)
         if known is not None:

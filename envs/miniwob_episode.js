@@ -24,6 +24,9 @@ window.agentgym = {
       begun = true;
       core.startEpisode = () => {};  // the cover with START on it stays away, also when an episode is over
       if (window.jQuery) jQuery.fx.off = true;
+      const still = document.createElement("style");  // nothing moves or blinks by itself
+      still.textContent = "* { caret-color: transparent !important; transition: none !important; animation: none !important; }";
+      document.head.append(still);
       core.LIMIT = core.EPISODE_MAX_TIME;
     }
     if (document.activeElement) document.activeElement.blur();

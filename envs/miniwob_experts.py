@@ -262,3 +262,33 @@ EXPERTS: dict[str, Expert] = {
     **inbox.EXPERTS,
     **search.EXPERTS,
 }
+
+STEPS: dict[str, int] = {
+    **dict.fromkeys(
+        (
+            *("buy-ticket", "click-button", "click-color", "click-dialog", "click-dialog-2", "click-link", "click-tab"),
+            *("click-test", "click-test-2", "click-test-transfer", "click-widget", "email-inbox-delete"),
+            *("email-inbox-important", "focus-text", "focus-text-2", "grid-coordinate", "unicode-test"),
+        ),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            *("click-button-sequence", "click-collapsible", "click-collapsible-nodelay", "click-option", "copy-paste"),
+            *(
+                "copy-paste-2",
+                "drag-box",
+                "enter-date",
+                "enter-text",
+                "enter-text-2",
+                "enter-text-dynamic",
+                "enter-time",
+            ),
+            *("find-word", "read-table", "simple-algebra", "simple-arithmetic", "text-transform"),
+        ),
+        2,
+    ),
+    **dict.fromkeys(("enter-password", "form-sequence-2", "login-user", "read-table-2"), 3),
+    **dict.fromkeys(("email-inbox-forward", "email-inbox-reply", "multi-layouts", "multi-orderings", "odd-or-even"), 4),
+}
+"""How many steps an expert takes, where it is as many in every episode; elsewhere it must be played to know."""

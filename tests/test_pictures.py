@@ -189,7 +189,7 @@ def test_the_report_shows_screens_with_the_actions_on_them(tmp_path, chromium, m
         circle = "document.querySelector('.screen circle').getAttribute"
         assert browser.run(f"[{circle}('cx'), {circle}('cy')]") == [x, y]
         box = "document.querySelector('.screen img').getBoundingClientRect()"
-        assert browser.run(f"[{box}.width, {box}.height]") == [480, 630]
+        assert browser.run(f"[{box}.width, {box}.height]") == [320, 420]
         browser.picture(tmp_path / "clicked.png")
         browser.run("location.hash = '#t=1'")
         browser.run("Promise.all([...document.images].map((i) => i.decode()))")

@@ -127,6 +127,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+        for name, parameter in model.named_parameters():
+            if "pos_embed" in name or "position_embedding" in name:
+                torch.nn.init.normal_(parameter)  # as loud as the patches; at 0.02 where things are is learned late
     return model, FAMILIES[family](config, processor)
 
 

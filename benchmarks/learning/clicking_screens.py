@@ -10,7 +10,7 @@ import numpy as np
 
 from agentgym.spaces import UnicodeText
 
-SIDE, SQUARE, STEP = 128, 32, 16
+SIDE, SQUARE, STEP = 128, 32, 32
 """Pixels of the screen, of a square, and between places where a square may lie."""
 COLOURS = {"red": (205, 45, 40), "green": (45, 165, 70), "blue": (50, 80, 210), "yellow": (230, 195, 40)}
 SPLITS = {"train": 0, "dev": 1, "test": 2}
