@@ -1,4 +1,4 @@
-"""MiniWoB steps: ours beside the miniwob package's own Selenium environment and BrowserGym, on the same episodes.
+"""MiniWoB steps: ours beside the miniwob package's own Selenium environment and BrowserGym, on the same tasks.
 
     make bench-miniwob
 
