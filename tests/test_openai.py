@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -119,7 +120,7 @@ def test_a_remote_seat_plays_beside_local_ones(server, lettered):
     from agentgym.rollout import group_tasks
     from agentgym.selfplay import Seat, SelfPlay
 
-    model, tokenizer = lettered
+    model, tokenizer = copy.deepcopy(lettered)
     remote = OpenAIPolicy(server.model, server.url)
     seats = {
         "Seer": Seat(remote, context="window:1"),
@@ -187,7 +188,7 @@ def test_an_endpoint_plays_and_says_what_it_costs(server, tmp_path):
 
 
 def test_it_writes_what_the_same_model_writes_in_this_process(server, lettered):
-    model, tokenizer = lettered
+    model, tokenizer = copy.deepcopy(lettered)
     local = HFPolicy(prepare(model).eval(), Renderer(HFTokenizer(tokenizer)))
     greedy = settings(temperature=0.0)
     with echo() as pool:
