@@ -96,5 +96,8 @@ def intent(role: int, kind: int, seat: int, target: int) -> str:
 def cicero(inner: Policy, strategist: Strategist) -> StrategicPolicy:
     """A model that says and does what the strategy over acts decides."""
     n = strategist.rules.n
-    told = lambda role, kind, seat, target: intent(role, kind, seat, target if target < n else -1)  # noqa: E731
+
+    def told(role: int, kind: int, seat: int, target: int) -> str:
+        return intent(role, kind, seat, target if target < n else -1)
+
     return StrategicPolicy(inner, strategist, "intent", intents=told)

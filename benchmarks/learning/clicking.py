@@ -54,20 +54,14 @@ def learn(screen: str, seed: int, folder: Path) -> None:
 
 def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
+    runs = study.folders_of(out, SCREENS, seeds)
     rows = []
-    for screen, (name, _) in SCREENS.items():
-        folders = [out / f"{screen}-{s}" for s in range(seeds)]
+    for name, folders in runs.items():
         before, after = (np.array([study.result(f, when) for f in folders]) for when in ("before", "after"))
         each = ", ".join(f"{100 * x:.0f}" for x in after)
         rows.append([name, study.percent(before), study.percent(after), each])
     print(study.table(["", "after imitation, %", "after GRPO, %", "each seed"], rows))
-
-    def panel(axes: Any) -> None:
-        for colour, (screen, (name, _)) in zip(study.COLOURS, SCREENS.items(), strict=False):
-            curves = [study.curve(out / f"{screen}-{s}", "episode/success") for s in range(seeds)]
-            study.band(axes, curves, name, colour)
-        axes.set(title="Clicking a square", xlabel="training step", ylabel="success of training episodes")
-
+    panel = study.curves(runs, "episode/success", "Clicking a square", "success of training episodes")
     study.figure([panel], study.DOCS / "clicking.png")
 
 

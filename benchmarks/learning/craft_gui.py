@@ -72,19 +72,5 @@ def report(out: Path, seeds: int) -> None:
     study.figure([panel], study.DOCS / "craft_gui.png")
 
 
-def main() -> None:
-    """Run what is missing and report."""
-    args = study.arguments(__doc__, "craft_gui")
-    if args.run == "start":
-        warm_start(args.out / "start")
-    elif args.run:
-        method, seed = args.run.rsplit("-", 1)
-        learn(method, int(seed), args.out / "start", args.out / args.run)
-    else:
-        study.run_all(["start"], args)
-        study.run_all([f"{method}-{s}" for s in range(args.seeds) for method in METHODS], args)
-        report(args.out, args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    study.main(__doc__, "craft_gui", list(METHODS), warm_start, learn, report)

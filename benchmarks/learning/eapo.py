@@ -49,7 +49,7 @@ def learn(method: str, seed: int, start: Path, folder: Path) -> None:
 
 def report(out: Path, seeds: int) -> None:
     """Print the table and draw the picture."""
-    runs = {name: [out / f"{method}-{s}" for s in range(seeds)] for method, (name, _) in METHODS.items()}
+    runs = study.folders_of(out, METHODS, seeds)
     rounds = [np.array([study.result(f, "after", "turns") for f in folders]) for folders in runs.values()]
     rows = [
         [*row, study.number(mean), "" if mean is rounds[0] else study.number(mean - rounds[0])]
@@ -66,19 +66,5 @@ def report(out: Path, seeds: int) -> None:
     study.figure(panels, study.DOCS / "eapo.png")
 
 
-def main() -> None:
-    """Run what is missing and report."""
-    args = study.arguments(__doc__, "eapo")
-    if args.run == "start":
-        warm_start(args.out / "start")
-    elif args.run:
-        method, seed = args.run.split("-")
-        learn(method, int(seed), args.out / "start", args.out / args.run)
-    else:
-        study.run_all(["start"], args)
-        study.run_all([f"{method}-{s}" for s in range(args.seeds) for method in METHODS], args)
-        report(args.out, args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    study.main(__doc__, "eapo", list(METHODS), warm_start, learn, report)

@@ -31,10 +31,11 @@ def warm_start(folder: Path) -> None:
     study.train(sft, overlay(load(study.CONFIGS / "quickstart_sft.yaml"), {"eval": {"final_episodes": 1}}), folder)
 
 
-def learn(base: str, method: str, seed: int, start: Path, folder: Path) -> None:
+def learn(condition: str, seed: int, start: Path, folder: Path) -> None:
     """Reinforcement learning."""
     from agentgym.trainers import epo
 
+    base, method = condition.split("-")
     changes = {
         "model": {"path": str(start / "run" / "final")},
         "steps": STEPS[base],
@@ -66,20 +67,6 @@ def report(out: Path, seeds: int) -> None:
     study.figure(panels, study.DOCS / "epo.png")
 
 
-def main() -> None:
-    """Run what is missing and report."""
-    args = study.arguments(__doc__, "epo")
-    if args.run == "start":
-        warm_start(args.out / "start")
-    elif args.run:
-        base, method, seed = args.run.split("-")
-        learn(base, method, int(seed), args.out / "start", args.out / args.run)
-    else:
-        study.run_all(["start"], args)
-        runs = [f"{base}-{method}-{s}" for s in range(args.seeds) for base in BASES for method in METHODS]
-        study.run_all(runs, args)
-        report(args.out, args.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    conditions = [f"{base}-{method}" for base in BASES for method in METHODS]
+    study.main(__doc__, "epo", conditions, warm_start, learn, report)

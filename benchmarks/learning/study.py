@@ -77,6 +77,41 @@ def run_all(names: Sequence[str], args: argparse.Namespace) -> None:
         raise SystemExit(f"{len(failed)} of {len(names)} runs failed; run this again to go on with them")
 
 
+def main(
+    description: str | None,
+    name: str,
+    methods: Sequence[str],
+    warm_start: Callable[[Path], None],
+    learn: Callable[[str, int, Path, Path], None],
+    report: Callable[[Path, int], None],
+) -> None:
+    """The command line of a study in which all runs begin with one model: run what is missing, and report.
+
+    Args:
+        description: What the study is.
+        name: Folder of its runs.
+        methods: Its conditions.
+        warm_start: Make the model, in a folder.
+        learn: Run a condition and seed from the folder of the model, in a folder.
+        report: Print the table and draw the picture, from the folder of all runs and the number of seeds.
+    """
+    args = arguments(description, name)
+    if args.run == "start":
+        warm_start(args.out / "start")
+    elif args.run:
+        method, seed = args.run.rsplit("-", 1)
+        learn(method, int(seed), args.out / "start", args.out / args.run)
+    else:
+        run_all(["start"], args)
+        run_all([f"{method}-{seed}" for seed in range(args.seeds) for method in methods], args)
+        report(args.out, args.seeds)
+
+
+def folders_of(out: Path, methods: Mapping[str, tuple[str, Any]], seeds: int) -> dict[str, list[Path]]:
+    """Title of each condition -> the folders of its runs; ``methods`` has the title first."""
+    return {title: [out / f"{method}-{seed}" for seed in range(seeds)] for method, (title, _) in methods.items()}
+
+
 def finished(folder: Path) -> bool:
     """Whether a run has its last evaluation."""
     file = folder / "run" / "evaluation.json"

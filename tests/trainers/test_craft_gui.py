@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import helpers_craft  # noqa: F401 (registers test/Clicks-v0)
@@ -17,11 +14,11 @@ import torch
 from agentgym.trainers import craft_gui, grpo, sft
 from agentgym.trainers.craft_score import KEPT, check_step, score
 from helpers_policies import tiny_policy
-from safetensors.torch import load_file
+from helpers_runs import assert_same_run, rows, run_until_killed
 from transformers import LlamaForCausalLM
 
 from agentgym import cli, store
-from agentgym.config import dump, load, overlay
+from agentgym.config import load, overlay
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
 from agentgym.learner import checkpoint
@@ -236,20 +233,6 @@ def config(warm, **values):
     return craft_gui.make_config(overlay(base, values))
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in lines]
-
-
-def assert_same_run(a, b):
-    weights = [load_file(f / "final" / "model.safetensors") for f in (a, b)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
-    last = [torch.load(checkpoint.latest(f / "checkpoints") / "trainer_state.pt", weights_only=True) for f in (a, b)]
-    torch.testing.assert_close(*last, rtol=0, atol=0)
-    assert rows(a) == rows(b)
-    assert json.loads((a / "evaluation.json").read_text()) == json.loads((b / "evaluation.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def straight(warm, tmp_path_factory):
     """Five steps without interruption."""
@@ -326,21 +309,8 @@ def test_a_run_that_is_interrupted_where_a_phase_begins_goes_on_bit_by_bit(warm,
 
 
 def test_a_run_that_is_killed_in_the_middle_goes_on_bit_by_bit(warm, straight, tmp_path):
-    out, file = tmp_path / "run", tmp_path / "config.yaml"
-    file.write_text(dump(config(warm)))
-    child = os.fork()
-    if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(cli.main(["train", "craft_gui", "--config", str(file), "--out", str(out)]))
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or '{"step": 3, "reward' not in (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    out = tmp_path / "run"
+    run_until_killed("craft_gui", config(warm), out, step=3)
     craft_gui.main(config(warm), out, resume=True)
     assert_same_run(straight, out)
 

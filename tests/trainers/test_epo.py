@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import signal
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,15 +12,14 @@ import torch
 import yaml
 from agentgym.trainers import epo, grpo, ppo, sft
 from helpers_policies import tiny_policy
-from safetensors.torch import load_file
+from helpers_runs import assert_same_run, rows, run_until_killed, state
 from transformers import LlamaForCausalLM
 
-from agentgym import cli, store
+from agentgym import store
 from agentgym.config import build, dump, overlay
 from agentgym.credit import group_advantage, turn_gae
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
-from agentgym.learner import checkpoint
 from agentgym.learner.critic import Critic
 from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.losses import clipped_surrogate, kl_k3, turn_weights
@@ -621,22 +616,6 @@ def config(warm, values):
     return epo.make_config(overlay({**COMMON, "model": {"path": str(warm), "threads": 1}}, values))
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in lines]
-
-
-def state(folder):
-    return torch.load(checkpoint.latest(folder / "checkpoints") / "trainer_state.pt", weights_only=True)
-
-
-def assert_same_run(a, b):
-    weights = [load_file(f / "final" / "model.safetensors") for f in (a, b)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
-    torch.testing.assert_close(state(a), state(b), rtol=0, atol=0)
-    assert rows(a) == rows(b)
-
-
 @pytest.fixture(scope="module")
 def straight(warm, tmp_path_factory):
     """Both bases, four steps without interruption."""
@@ -690,21 +669,8 @@ def test_a_run_goes_on_bit_by_bit_with_its_history(warm, straight, tmp_path, bas
 
 @pytest.mark.parametrize(("base", "values"), [("grpo", GRPO), ("ppo", PPO)])
 def test_a_run_that_is_killed_in_the_middle_goes_on_bit_by_bit(warm, straight, tmp_path, base, values):
-    out, file = tmp_path / base, tmp_path / "config.yaml"
-    file.write_text(dump(config(warm, values)))
-    child = os.fork()
-    if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(cli.main(["train", "epo", "--config", str(file), "--out", str(out)]))
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or '{"step": 2, "reward' not in (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    out = tmp_path / base
+    run_until_killed("epo", config(warm, values), out)
     epo.main(config(warm, values), out, resume=True)
     assert_same_run(straight / base, out)
 

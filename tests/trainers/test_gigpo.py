@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from agentgym.trainers import gigpo, grpo, sft
 from helpers_policies import tiny_policy
-from safetensors.torch import load_file
+from helpers_runs import assert_same_run, rows, run_until_killed
 from transformers import LlamaForCausalLM
 
 from agentgym import cli
-from agentgym.config import dump, overlay
+from agentgym.config import overlay
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
-from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner
 from agentgym.rollout import Rollout, RolloutConfig, group_tasks
 from agentgym.types import Group, Segment, Trajectory, Turn
@@ -328,19 +323,6 @@ def config(warm, **values):
     return gigpo.make_config(overlay({**COMMON, "model": {"path": str(warm), "threads": 1}}, {**SHORT, **values}))
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in lines]
-
-
-def assert_same_run(a, b):
-    weights = [load_file(f / "final" / "model.safetensors") for f in (a, b)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
-    last = [checkpoint.latest(f / "checkpoints") / "trainer_state.pt" for f in (a, b)]
-    torch.testing.assert_close(*(torch.load(f, weights_only=True) for f in last), rtol=0, atol=0)
-    assert rows(a) == rows(b)
-
-
 @pytest.fixture(scope="module")
 def straight(warm, tmp_path_factory):
     """Four steps without interruption."""
@@ -367,20 +349,7 @@ def test_a_run_goes_on_bit_by_bit(warm, straight, tmp_path, steps):
 
 
 def test_a_run_that_is_killed_in_the_middle_goes_on_bit_by_bit(warm, straight, tmp_path):
-    out, file = tmp_path / "run", tmp_path / "config.yaml"
-    file.write_text(dump(config(warm)))
-    child = os.fork()
-    if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(cli.main(["train", "gigpo", "--config", str(file), "--out", str(out)]))
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or '{"step": 2, "reward' not in (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    out = tmp_path / "run"
+    run_until_killed("gigpo", config(warm), out)
     gigpo.main(config(warm), out, resume=True)
     assert_same_run(straight, out)

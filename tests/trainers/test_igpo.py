@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
-import os
-import signal
-import time
 from pathlib import Path
 
 import helpers_search
@@ -17,6 +13,7 @@ import pytest
 import torch
 from agentgym.trainers import grpo, igpo, sft
 from helpers_policies import tiny_policy
+from helpers_runs import assert_same_run, rows, run_until_killed
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
@@ -24,7 +21,6 @@ from agentgym import cli, store
 from agentgym.config import dump, load, overlay
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError
-from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner
 from agentgym.learner.losses import clipped_surrogate, kl_k3, token_weights
 from agentgym.policies.probe import make_probe
@@ -484,19 +480,6 @@ def config(warm, **values):
     return igpo.make_config(overlay(base, values))
 
 
-def rows(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "perf/"))} for row in lines]
-
-
-def assert_same_run(a, b):
-    weights = [load_file(f / "final" / "model.safetensors") for f in (a, b)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
-    last = [checkpoint.latest(f / "checkpoints") / "trainer_state.pt" for f in (a, b)]
-    torch.testing.assert_close(*(torch.load(f, weights_only=True) for f in last), rtol=0, atol=0)
-    assert rows(a) == rows(b)
-
-
 @pytest.fixture(scope="module")
 def straight(warm, tmp_path_factory):
     """Four steps without interruption."""
@@ -552,21 +535,8 @@ def test_a_run_goes_on_bit_by_bit(warm, straight, tmp_path, steps):
 
 
 def test_a_run_that_is_killed_in_the_middle_goes_on_bit_by_bit(warm, straight, tmp_path):
-    out, file = tmp_path / "run", tmp_path / "config.yaml"
-    file.write_text(dump(config(warm)))
-    child = os.fork()
-    if child == 0:
-        quiet = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(quiet, 1)
-        os.dup2(quiet, 2)
-        os._exit(cli.main(["train", "igpo", "--config", str(file), "--out", str(out)]))
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or '{"step": 2, "reward' not in (out / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
+    out = tmp_path / "run"
+    run_until_killed("igpo", config(warm), out)
     igpo.main(config(warm), out, resume=True)
     assert_same_run(straight, out)
 
