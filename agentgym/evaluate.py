@@ -125,12 +125,12 @@ def wilson(successes: float, n: int) -> Estimate:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """Mean with the normal interval from the standard error."""
+    """Mean with the normal interval from the standard error, whatever the order of the values."""
     n = len(values)
     if n == 0:
         return NOTHING
-    mean = sum(values) / n
-    half = _Z * math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)
+    mean = math.fsum(values) / n
+    half = _Z * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)
     return Estimate(mean, (mean - half, mean + half))
 
 

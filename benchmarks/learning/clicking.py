@@ -17,7 +17,7 @@ from agentgym.config import overlay
 
 SCREENS = {"shown": ("screen shown", {"squares": 1}), "blank": ("screen blank", {"squares": 1, "blank": True})}
 ENV = "clicking_screens:study/Squares-v0"
-STEPS = 30
+STEPS = 40
 SETTINGS: dict[str, Any] = {
     "rollout": {"max_turns": 1, "max_new_tokens": 12, "context_limit": 512},
     "model": {"threads": 1},
@@ -46,7 +46,7 @@ def learn(screen: str, seed: int, folder: Path) -> None:
         "steps": STEPS,
         "groups": 16,
         "group_size": 8,
-        "optim": {"lr": 3e-4, "warmup_steps": 3},
+        "optim": {"lr": 1e-4, "warmup_steps": 3},
         "save_every": 10,
     }
     study.train(grpo, overlay(shared, reinforcement), folder)
