@@ -316,7 +316,7 @@ class Row:
         self._prompt, self._prompt_images, self._prompt_pieces = text, images, len(self._pieces)
         return start
 
-    def sampled(self, ids: list[int], logps: list[float], version: int) -> tuple[int, int]:
+    def sampled(self, ids: list[int], logps: list[float], version: int | list[int]) -> tuple[int, int]:
         """Append what the policy sampled.
 
         Returns:

@@ -112,12 +112,12 @@ class Segment:
         self.logps += [0.0] * len(ids)
         self.versions += [-1] * len(ids)
 
-    def append_sampled(self, ids: list[int], logps: list[float], version: int) -> None:
-        """Append tokens that the policy sampled, with their behaviour log-probabilities."""
+    def append_sampled(self, ids: list[int], logps: list[float], version: int | list[int]) -> None:
+        """Append tokens that the policy sampled, with their log-probabilities and the version of all or of each."""
         self.ids += ids
         self.mask += [1] * len(ids)
         self.logps += logps
-        self.versions += [version] * len(ids)
+        self.versions += version if isinstance(version, list) else [version] * len(ids)
 
 
 @dataclass

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from agentgym.learner.attention import hidden_states, logits_at
+from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.learner.pack import MicroBatch
 from agentgym.learner.vision import spliced
 
@@ -51,6 +52,17 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
     else:
         parts = [checkpoint(_logp_entropy, model, h, t, temperature, use_reentrant=False) for h, t in chunks]
     return TokenOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), hidden)
+
+
+@torch.inference_mode()
+def score(model: Any, ids: Sequence[int], start: int) -> list[float]:
+    """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it; ``start`` is at least 1."""
+    tokens = torch.tensor(ids, device=next(model.parameters()).device)
+    positions = torch.arange(len(tokens), device=tokens.device)
+    hidden = hidden_states(model, tokens, positions, Packed([0, len(tokens)], [-1]))
+    logp = logits_at(model, hidden[start - 1 : -1]).log_softmax(-1)
+    found: list[float] = logp.gather(1, tokens[start:, None])[:, 0].tolist()
+    return found
 
 
 def _logp_entropy(

@@ -57,7 +57,8 @@ class Generation:
         ids: Sampled tokens; the closing token is the last one if the policy ended its turn.
         logps: Log-probability of each under the distribution it was drawn from (at temperature 0: under the
             model's own distribution); NaN where it is not known, which cannot be trained on.
-        version: Version of the weights that sampled it, -1 for a policy without weights.
+        version: Version of the weights that sampled it, -1 for a policy without weights; of each token where they
+            changed meanwhile.
         finish: ``stop`` or ``length``.
         usage: Counts to sum over the episode into ``Trajectory.info``, such as the tokens an endpoint bills.
         candidates: What a policy with a restricted choice chose from.
@@ -66,7 +67,7 @@ class Generation:
 
     ids: list[int]
     logps: list[float]
-    version: int
+    version: int | list[int]
     finish: Literal["stop", "length"]
     usage: Mapping[str, int] = field(default_factory=dict)
     candidates: Sequence[Candidate] = ()

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from agentgym.errors import ContextFull, EngineError
-from agentgym.learner.attention import Packed, hidden_states, logits_at
+from agentgym.learner.attention import hidden_states, logits_at
+from agentgym.learner.logprobs import score
 from agentgym.learner.places import keys_of
 from agentgym.policies.base import Generation, Request
 from agentgym.policies.engine import Engine
@@ -203,18 +204,9 @@ class HFPolicy:
         if not 0 < start <= len(ids):
             raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
         try:
-            return self._score(ids, start)
+            return score(self.model, ids, start)
         except Exception as error:
             raise EngineError(f"scoring failed: {error!r}") from error
-
-    def _score(self, ids: list[int], start: int) -> list[float]:
-        tokens = torch.tensor(ids, device=self.device)
-        positions = torch.arange(len(ids), device=self.device)
-        with torch.inference_mode():
-            hidden = hidden_states(self.model, tokens, positions, Packed([0, len(ids)], [-1]))
-            logp = logits_at(self.model, hidden[start - 1 : -1]).log_softmax(-1)
-        picked: list[float] = logp.gather(1, tokens[start:, None])[:, 0].tolist()
-        return picked
 
     def load_weights(self, state: Mapping[str, Any], version: int) -> None:
         """Copy a state dict into the module.
@@ -360,8 +352,8 @@ class HFPolicy:
         logits = logits_at(self.model, hidden[torch.tensor(at, device=self.device)])
         logp = (logits / torch.tensor(heat, device=self.device)[:, None]).log_softmax(-1)
         scores = logp.gather(1, targets[:, None])[:, 0].double().cpu()
-        for (job, _, _), score in zip(probed, scores.split([len(p.answer) for _, p, _ in probed]), strict=True):
-            job.score = float(score.mean())
+        for (job, _, _), each in zip(probed, scores.split([len(p.answer) for _, p, _ in probed]), strict=True):
+            job.score = float(each.mean())
         self.stats["probed"] += len(probed)
 
     def _step(self, slots: list[int], positions: list[int], singles: int, spans: list[tuple[int, int]]) -> Step:

@@ -1,0 +1,57 @@
+"""Which engine writes the turns of the policy that is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from agentgym.errors import ConfigError
+
+
+@dataclass
+class DecodeConfig:
+    """The engine that decodes.
+
+    Attributes:
+        backend: hf: the trainer's own module in this process; vllm: servers of vLLM, which take the weights after
+            every update.
+        servers: How many are started here.
+        urls: Servers that run already, in place of those started here.
+        weights_dir: Folder that servers at ``urls`` read new weights from; memory of this machine by default.
+        python: Interpreter of the environment with vLLM; by default that in AGENTGYM_VLLM_PYTHON, ``.venv-vllm``
+            here, or the one that runs this.
+        arguments: Further arguments of the servers, for example ``[--tensor-parallel-size, "2"]``.
+        kv_cache_gb: Memory for keys and values of each server of the build for CPUs. On a GPU it is
+            ``--gpu-memory-utilization`` in ``arguments``.
+        start_timeout: Seconds a server may take to start.
+        sync_timeout: Seconds it may take to change its weights.
+        request_timeout: Seconds it may take for a turn.
+        tolerance: Most that a log-probability of a server may differ from the trainer's after a change of weights, in
+            nats; null: 1e-4 for float32, 0.5 for half precision.
+    """
+
+    backend: Literal["hf", "vllm"] = "hf"
+    servers: int = 1
+    urls: tuple[str, ...] = ()
+    weights_dir: str = ""
+    python: str = ""
+    arguments: tuple[str, ...] = ()
+    kv_cache_gb: float = 2.0
+    start_timeout: float = 600.0
+    sync_timeout: float = 120.0
+    request_timeout: float = 600.0
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.servers < 1:
+            raise ConfigError(f"decode.servers is {self.servers}: it must be at least 1")
+        for name in ("kv_cache_gb", "start_timeout", "sync_timeout", "request_timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"decode.{name} is {getattr(self, name)}: it must be above 0")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ConfigError(f"decode.tolerance is {self.tolerance}: it must be above 0")
+        if self.urls and self.servers > 1:
+            raise ConfigError("decode.servers starts servers, decode.urls takes some that run: give one of them")
+        if self.weights_dir and not self.urls:
+            raise ConfigError("decode.weights_dir is for servers at decode.urls: those started here read from memory")

@@ -1,0 +1,356 @@
+"""A policy that servers of vLLM decode: they take the trainer's weights after every update, and are watched.
+
+Weights change in place: the servers stop, read the new weights from a folder in memory, forget every key and value of
+the old ones, and go on. A turn that was being written then goes on too: what was written stays as it is, with the
+version that wrote it, and the rest is sampled by the new weights after the prompt and that, read anew. Before it is
+believed that a server has new weights, it must give the trainer's own log-probabilities on a probe.
+
+What is sampled depends on what else the servers had to do at that time: unlike `HFPolicy` a run does not repeat itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from agentgym.errors import ConfigError, ContextFull, EngineError
+from agentgym.learner import lora
+from agentgym.learner.logprobs import score
+from agentgym.learner.vision import vision_of
+from agentgym.policies.base import Generation, Request
+from agentgym.policies.decode import DecodeConfig
+from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
+from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
+from agentgym.renderer import Renderer
+
+_TRIES, _PROBE_TOKENS = 3, 32
+_BLOCK = 32
+"""Tokens that are cached together; the 128 that are usual on a CPU are longer than most turns."""
+
+
+class VLLMSession:
+    """An episode's place; all that a server remembers for it is its prefix cache.
+
+    Attributes:
+        live: Nobody waits for anybody here.
+    """
+
+    live = True
+
+    def __init__(self, policy: VLLMPolicy):
+        self.policy = policy
+        self._server = 0
+
+    def begin(self, key: tuple[int, ...], group: str) -> None:
+        """Start an episode; the members of a group share a server, and with it their prompt."""
+        self._server = (key[0] if key else 0) % self.policy.replicas
+
+    async def generate(self, request: Request) -> Generation:
+        """Write one turn."""
+        return await self.policy.write(self._server, request)
+
+    def close(self) -> None:
+        """End."""
+
+
+class VLLMPolicy:
+    """The policy protocol over servers of vLLM.
+
+    Attributes:
+        model: The trainer's module, whose weights they take.
+        version: Version of the weights that they have.
+        stats: Counts of sampled tokens, prompt tokens, those of them that were cached, restarts of servers, and
+            the seconds of the last change of weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        renderer: Renderer,
+        config: DecodeConfig,
+        logs: Path,
+        context_limit: int,
+        concurrency: int = 64,
+        name: str = "vllm",
+    ):
+        """Look for vLLM; servers start with the first `weights_changed`.
+
+        Args:
+            model: The trainer's module.
+            tokenizer: Saved beside the weights.
+            renderer: Renderer of it.
+            config: Servers.
+            logs: Folder for what they write.
+            context_limit: Most tokens of prompt and answer.
+            concurrency: Most turns that one server writes at a time.
+            name: Recorded in trajectories.
+
+        Raises:
+            ConfigError: If vLLM is not installed, a server cannot be reached, or the model cannot be served.
+        """
+        self.model, self.renderer, self.config, self.name = model, renderer, config, name
+        self.version = 0
+        self.env_options: dict[str, Any] = {}
+        positions = int(model.config.get_text_config().max_position_embeddings)
+        self.context_limit: int | None = min(positions, context_limit)
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.stats = {"sampled": 0, "prompt": 0, "cached": 0, "restarts": 0, "sync_s": 0.0}
+        if vision_of(model) is not None:
+            raise ConfigError("decode.backend is vllm, but the model sees: models with images decode with hf so far")
+        self._tokenizer = tokenizer
+        self._dtype = next(model.parameters()).dtype
+        self._lock = threading.Lock()
+        """Held while weights change or a server starts."""
+        self._logs, self._concurrency = logs, concurrency
+        self._servers: list[VLLMServer] = []
+        self._clients: list[VLLMClient] = []
+        self._folder: Folder | None = None
+        self._install = None if config.urls else find_install(config.python)
+        key = os.environ.get("VLLM_API_KEY", "")
+        for url in config.urls:
+            self._clients.append(VLLMClient(url.rstrip("/"), None, key, config.request_timeout))
+            if not self._clients[-1].healthy():
+                raise ConfigError(f"decode.urls: no vLLM server answers at {url}/health")
+
+    @property
+    def replicas(self) -> int:
+        """Number of servers."""
+        return len(self.config.urls) or self.config.servers
+
+    def open(self) -> VLLMSession:
+        """Open a place for episodes."""
+        return VLLMSession(self)
+
+    def close(self) -> None:
+        """End the servers that were started here."""
+        for client in self._clients:
+            client.close()
+        for server in self._servers[1:]:
+            server.close()
+        if self._folder is not None:
+            self._folder.close()
+
+    def __enter__(self) -> VLLMPolicy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def write(self, number: int, request: Request) -> Generation:
+        """Write one turn, whatever happens to the server and its weights meanwhile.
+
+        Raises:
+            ContextFull: The prompt is too long.
+            EngineError: The server failed and could not be brought back, or said nonsense.
+        """
+        self._check(request)
+        ids: list[int] = []
+        logps: list[float] = []
+        versions: list[int] = []
+        finish = "abort"
+        while finish == "abort":
+            answer = await self._ask(number, request, ids)
+            ids, logps, versions = ids + answer.ids, logps + answer.logps, versions + answer.versions
+            finish = answer.finish
+            self.stats["sampled"] += len(answer.ids)
+            self.stats["cached"] += answer.cached
+            if finish == "abort" and len(ids) == request.max_new_tokens:
+                finish = "length"
+            if ids and ids[-1] == self.renderer.close_id:
+                finish = "stop"
+        self.stats["prompt"] += len(request.ids)
+        end: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
+        return Generation(ids, logps, versions, end)
+
+    async def _ask(self, number: int, request: Request, written: list[int]) -> Answer:
+        client, rest = self._clients[number], request.max_new_tokens - len(written)
+        for left in reversed(range(_TRIES)):
+            try:
+                return await client.generate(
+                    [*request.ids, *written],
+                    rest,
+                    self.renderer.close_id,
+                    request.temperature,
+                    request.top_p,
+                    str(self.version),
+                )
+            except Unreachable:
+                if not left:
+                    raise
+                await asyncio.to_thread(self._bring_back, number)
+        raise AssertionError
+
+    def _check(self, request: Request) -> None:
+        if self._folder is None:
+            raise EngineError("the vLLM servers have no weights yet: call weights_changed first")
+        if not request.ids or request.max_new_tokens < 1:
+            raise EngineError("a turn needs a prompt of one token and room for one new token")
+        if not 0 <= min(request.ids) <= max(request.ids) < self.vocab_size:
+            raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
+        if self.context_limit is not None and len(request.ids) + request.max_new_tokens > self.context_limit:
+            raise ContextFull(
+                f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the servers' "
+                f"{self.context_limit} positions"
+            )
+        if request.probe is not None:
+            raise EngineError("a probe of the gold answer needs decode.backend=hf")
+
+    async def score(self, ids: list[int], start: int) -> list[float]:
+        """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
+
+        Raises:
+            EngineError: If ``start`` is 0 (nothing predicts the first token) or a server failed.
+        """
+        if not 0 < start <= len(ids):
+            raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
+        logps = await asyncio.to_thread(self._clients[0].prompt_logps, ids)
+        return logps[start - 1 :]
+
+    def load_weights(self, state: Mapping[str, Any], version: int) -> None:
+        """Copy a state dict into the trainer's module, and give it to the servers.
+
+        Raises:
+            EngineError: If it does not fit, or a server does not take it.
+        """
+        try:
+            self.model.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:400]
+            raise EngineError(f"the weights of version {version} do not fit the model: {reason}") from error
+        self.weights_changed(version)
+
+    def weights_changed(self, version: int) -> None:
+        """Give the module's weights to every server, in place, and see that it has them; start those that do not run.
+
+        Raises:
+            EngineError: If a server does not have them after it was started anew.
+        """
+        started = time.perf_counter()
+        with self._lock:
+            fresh = self._folder is None
+            base = self._open().path
+            old, folder = base / f"v{self.version}", base / f"v{version}"
+            _save(folder, self.model, self._tokenizer)
+            self.version = version
+            self._each(lambda number: self._push(number, folder, fresh))
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+        self.stats["sync_s"] = time.perf_counter() - started
+
+    def _open(self) -> Folder:
+        """The folder for weights; made once, with the programs that will keep the servers."""
+        if self._folder is None and self._install is None:
+            self._folder = Folder(self.config.weights_dir)
+        elif self._folder is None and self._install is not None:
+            config = self.config
+            for number in range(config.servers):
+                log = self._logs / f"vllm-{number}.log"
+                server = VLLMServer(self._install, log, config.kv_cache_gb, config.start_timeout)
+                self._servers.append(server)
+                self._clients.append(VLLMClient(socket=server.socket, timeout=config.request_timeout))
+            self._folder = self._servers[0]
+        assert self._folder is not None
+        return self._folder
+
+    def _each(self, work: Callable[[int], None]) -> None:
+        """Do something with all servers at once."""
+        with ThreadPoolExecutor(self.replicas) as threads:
+            for done in [threads.submit(work, number) for number in range(self.replicas)]:
+                done.result()
+
+    def _push(self, number: int, folder: Path, fresh: bool) -> None:
+        """Let one server take the weights in a folder; if that fails, start it anew with them."""
+        if self._servers and (fresh or self._servers[number].ended):
+            self._start(number, folder, fresh)
+            return
+        try:
+            self._reload(self._clients[number], folder)
+            self._verify(self._clients[number])
+        except EngineError:
+            if not self._servers:
+                raise
+            self._start(number, folder)
+
+    def _reload(self, client: VLLMClient, folder: Path) -> None:
+        deadline = time.monotonic() + self.config.sync_timeout
+
+        def command(path: str, **body: Any) -> None:
+            query = {"mode": "abort"} if path == "/pause" else {}
+            client.post(path, body, max(1.0, deadline - time.monotonic()), **query)
+
+        command("/pause")
+        command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(folder)})
+        command("/reset_prefix_cache")
+        command("/update_weight_version", new_version=str(self.version))
+        command("/resume")
+
+    def _start(self, number: int, folder: Path, fresh: bool = False) -> None:
+        """Start a server, or start it again, with the weights in a folder."""
+        self._servers[number].start(folder, self._arguments())
+        self._clients[number].post("/update_weight_version", {"new_version": str(self.version)}, 60.0)
+        self.stats["restarts"] += not fresh
+        self._verify(self._clients[number])
+
+    def _arguments(self) -> list[str]:
+        """What a server is started with, beside its model."""
+        assert self._install is not None
+        values = {
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "max-model-len": self.context_limit,
+            "max-num-seqs": self._concurrency,
+            "logprobs-mode": "processed_logprobs",
+            **({"block-size": _BLOCK} if self._install.cpu else {}),
+        }
+        flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
+        flags += ["--enforce-eager"] if self._install.cpu else []
+        return [*(part for k, v in values.items() for part in (f"--{k}", str(v))), *flags, *self.config.arguments]
+
+    def _bring_back(self, number: int) -> None:
+        """See to it that a server that did not answer answers again."""
+        with self._lock:
+            server = self._servers[number] if self._servers else None
+            if server is not None and (server.ended or not self._clients[number].healthy()):
+                self._start(number, self._open().path / f"v{self.version}")
+            elif server is None and not self._clients[number].healthy():
+                time.sleep(1.0)
+
+    def _verify(self, client: VLLMClient) -> None:
+        """Compare a server's log-probabilities with the trainer's on a probe."""
+        ids = np.random.default_rng(self.version).integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
+        theirs, ours = np.array(client.prompt_logps(ids)), np.array(score(self.model, ids, 1))
+        worst = float(np.abs(theirs - ours).max())
+        limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
+        if not worst <= limit:
+            raise EngineError(
+                f"the vLLM server at {client.where} does not have the weights of version {self.version}: its "
+                f"log-probabilities differ by {worst:.2g} from the trainer's (decode.tolerance is {limit:g})"
+            )
+
+
+def _save(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write a checkpoint that vLLM can read again and again: it keeps tied weights, once packed, as they were."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    state = lora.merged_state(model) if lora.is_adapted(model) else model.state_dict()
+    state["lm_head.weight"] = model.get_output_embeddings().weight
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu()
+        state[name] = tensor.clone() if tensor.data_ptr() in taken else tensor.contiguous()
+        taken.add(state[name].data_ptr())
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = type(model.config).from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
