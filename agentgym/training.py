@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,12 +27,17 @@ from agentgym.errors import AgentGymError, ConfigError
 from agentgym.evaluate import Evaluation, evaluate
 from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, OptimConfig
+from agentgym.learner.mismatch import MismatchConfig, measure
 from agentgym.learner.setup import EvalConfig, ModelConfig, open_model
+from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.hf import HFPolicy
 from agentgym.policies.restricted import RestrictedPolicy
 from agentgym.rollout import Rollout, RolloutConfig, RolloutStats
 from agentgym.run import Run, progress, shielded
 from agentgym.types import Trajectory
+
+if TYPE_CHECKING:
+    from agentgym.policies.vllm import VLLMPolicy
 
 _SHOWN = 32
 
@@ -45,6 +50,8 @@ class TrainingConfig:
         env: The environment.
         model: The starting policy.
         rollout: How episodes are played.
+        decode: What writes the policy's turns.
+        mismatch: What is done if that samples otherwise than the trainer's model would.
         optim: The optimizer.
         eval: Evaluation.
         steps: Training steps.
@@ -58,6 +65,8 @@ class TrainingConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    mismatch: MismatchConfig = field(default_factory=MismatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     steps: int = 100
@@ -116,8 +125,12 @@ class Training:
             self._pool = stack.enter_context(cfg.env.pool())
             self._bar = stack.enter_context(progress())
             self.model, self._tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-            free = HFPolicy(self.model, renderer, name)
-            self.policy = free if acting is None else acting(free)
+            self.policy: Any = HFPolicy(self.model, renderer, name)
+            if cfg.decode.backend == "vllm":
+                served = open_vllm(self.model, self._tokenizer, renderer, cfg, Path(out), name, acting is not None)
+                self.policy = stack.enter_context(served)
+            elif acting is not None:
+                self.policy = acting(self.policy)
             self.rollout = Rollout(self._pool, self.policy, cfg.rollout, cfg.env.options)
             self.run = Run(out, cfg, resume)
             self.run.tokens(self._tokenizer)
@@ -190,10 +203,16 @@ class Training:
         collected = time.perf_counter()
         metrics = rollout_metrics(drawn, self.rollout.stats, collected - self._started)
         with shielded():
+            if self.cfg.decode.backend != "hf":
+                cfg = self.cfg
+                metrics |= measure(self.model, drawn, cfg.optim, cfg.rollout.temperature, cfg.mismatch)
+                metrics["rollout/engine_restarts"] = float(self.policy.stats["restarts"])
             yield metrics
             self.step, self._updates = self.step + 1, self._learner.updates
+            metrics["time/update"] = time.perf_counter() - collected
             self.policy.weights_changed(self.step)
-            self.run.log(self.step, {**metrics, "time/update": time.perf_counter() - collected})
+            metrics["time/sync"] = time.perf_counter() - collected - metrics["time/update"]
+            self.run.log(self.step, metrics)
             if self.step % self.cfg.show_every == 0 or self.step == 1:
                 self.run.trajectories(f"step_{self.step:05d}", list(shown or drawn)[:_SHOWN])
         success = metrics.get("episode/success")
@@ -237,6 +256,22 @@ class Training:
         folder = self.run.dir / "checkpoints" / f"step_{self.step:05d}"
         state = {**self._learner.state(), "step": self.step, "trainer": self.state}
         checkpoint.save(folder, self.model, self._tokenizer, state)
+
+
+def open_vllm(
+    model: Any, tokenizer: Any, renderer: Any, cfg: TrainingConfig, out: Path, name: str, chooses: bool
+) -> VLLMPolicy:
+    """A policy that vLLM decodes, in place of the one in this process.
+
+    Raises:
+        ConfigError: If there is no vLLM, or the policy only chooses among actions.
+    """
+    if chooses:
+        raise ConfigError("decode.backend is vllm, but this policy chooses among actions: that needs hf")
+    from agentgym.policies.vllm import VLLMPolicy
+
+    limit, most = cfg.rollout.context_limit, cfg.rollout.concurrency
+    return VLLMPolicy(model, tokenizer, renderer, cfg.decode, out, limit, most, name)
 
 
 def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: float) -> dict[str, float]:

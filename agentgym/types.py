@@ -89,6 +89,8 @@ class Segment:
         versions: Policy version that sampled the token, -1 elsewhere.
         edit: None for the first segment, else why this one was forked.
         advantages: Per-token advantages (0 where the mask is 0), once a trainer has computed them.
+        old_logps: Log-probabilities by the trainer's model before the update, where they take the place of ``logps``.
+        weights: Per-token importance weights that belong to them.
         images: Where images stand in it, in order. A placeholder's id alone does not say so: a policy may sample it.
     """
 
@@ -98,6 +100,8 @@ class Segment:
     versions: list[int] = field(default_factory=list)
     edit: Edit | None = None
     advantages: list[float] | None = None
+    old_logps: list[float] | None = None
+    weights: list[float] | None = None
     images: list[ImageSpan] = field(default_factory=list)
 
     def __len__(self) -> int:

@@ -29,9 +29,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agentgym.errors import MissingDependency
+from agentgym.errors import ConfigError, MissingDependency
 from agentgym.learner.model import prepare
 from agentgym.learner.tiny import CHAT_TEMPLATE, train_tokenizer
+from agentgym.policies.vllm_server import find_install
 from agentgym.renderer import ByteTokenizer, HFTokenizer, Renderer
 
 torch.set_num_threads(1)
@@ -213,6 +214,15 @@ def renderer(request):
 def _cannot(reason: str):
     """Skip, or fail where every test must run."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def vllm_install():
+    """An environment with vLLM."""
+    try:
+        return find_install()
+    except ConfigError as error:
+        return _cannot(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,8 @@ class TrainRow:
     Attributes:
         ids: Token ids.
         mask: 1 where the token is trained. The first token cannot be.
-        logps: Behaviour log-probabilities where the mask is 1.
-        advantages: Advantages where the mask is 1.
+        logps: Log-probabilities of the policy that sampled, where the mask is 1.
+        advantages: Advantages where the mask is 1, times the weights of its tokens.
         trajectory: Index of the trajectory in the whole batch.
         turns: Number of the turn in its trajectory where the mask is 1; empty for all 0.
         images: Where images stand in it.
@@ -110,6 +110,9 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
         segment = trajectory.segments[s]
         mask = [0] * start + segment.mask[start:stop]
         advantages = segment.advantages or [0.0] * len(segment)
+        old = segment.old_logps or segment.logps
+        if segment.weights is not None:
+            advantages = [a * w for a, w in zip(advantages, segment.weights, strict=True)]
         turns = [0] * len(segment)
         for number, turn in enumerate(trajectory.turns):
             if turn.segment == s:
@@ -118,12 +121,12 @@ def rows_of(trajectory: Trajectory, index: int, per_turn: bool = False) -> list[
             if mask[0]:
                 raise ValueError(f"trajectory {index} trains the first token of a row, which nothing predicts")
             last = len(mask) - mask[::-1].index(1)
-            if math.isnan(sum(itertools.compress(segment.logps, mask))):
+            if math.isnan(sum(itertools.compress(old, mask))):
                 raise ConfigError(
                     f"trajectory {index} was written by {trajectory.policy}, whose tokens are not known: it can be "
                     "evaluated but not trained on; use a policy of this process, such as hf:FOLDER"
                 )
-            values = (segment.ids[:last], mask[:last], segment.logps[:last], advantages[:last])
+            values = (segment.ids[:last], mask[:last], old[:last], advantages[:last])
             images = [image for image in segment.images if image.stop <= last]
             rows.append(TrainRow(*values, index, turns[:last], images, trajectory.pictures))
     return rows

@@ -17,7 +17,9 @@ class DecodeConfig:
         backend: hf: the trainer's own module in this process; vllm: servers of vLLM, which take the weights after
             every update.
         servers: How many are started here.
-        urls: Servers that run already, in place of those started here.
+        urls: Servers that run already, in place of those started here: ``http://HOST:PORT``, or ``unix:`` and the
+            file of a socket. Start them with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; a key, if they want one, is
+            taken from VLLM_API_KEY.
         weights_dir: Folder that servers at ``urls`` read new weights from; memory of this machine by default.
         python: Interpreter of the environment with vLLM; by default that in AGENTGYM_VLLM_PYTHON, ``.venv-vllm``
             here, or the one that runs this.
@@ -37,7 +39,7 @@ class DecodeConfig:
     weights_dir: str = ""
     python: str = ""
     arguments: tuple[str, ...] = ()
-    kv_cache_gb: float = 2.0
+    kv_cache_gb: int = 2
     start_timeout: float = 600.0
     sync_timeout: float = 120.0
     request_timeout: float = 600.0

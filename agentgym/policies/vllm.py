@@ -120,7 +120,7 @@ class VLLMPolicy:
         self._install = None if config.urls else find_install(config.python)
         key = os.environ.get("VLLM_API_KEY", "")
         for url in config.urls:
-            self._clients.append(VLLMClient(url.rstrip("/"), None, key, config.request_timeout))
+            self._clients.append(VLLMClient(url, key, config.request_timeout))
             if not self._clients[-1].healthy():
                 raise ConfigError(f"decode.urls: no vLLM server answers at {url}/health")
 
@@ -156,6 +156,11 @@ class VLLMPolicy:
             EngineError: The server failed and could not be brought back, or said nonsense.
         """
         self._check(request)
+        probe = None
+        if request.probe is not None:
+            scores = await self._clients[number].score([*request.ids, *request.probe.ids])
+            first = len(request.ids) + request.probe.start - 1
+            probe = float(np.mean(scores[first:][: len(request.probe.answer)]))
         ids: list[int] = []
         logps: list[float] = []
         versions: list[int] = []
@@ -172,7 +177,7 @@ class VLLMPolicy:
                 finish = "stop"
         self.stats["prompt"] += len(request.ids)
         end: Literal["stop", "length"] = "stop" if finish == "stop" else "length"
-        return Generation(ids, logps, versions, end)
+        return Generation(ids, logps, versions, end, probe=probe)
 
     async def _ask(self, number: int, request: Request, written: list[int]) -> Answer:
         client, rest = self._clients[number], request.max_new_tokens - len(written)
@@ -199,13 +204,14 @@ class VLLMPolicy:
             raise EngineError("a turn needs a prompt of one token and room for one new token")
         if not 0 <= min(request.ids) <= max(request.ids) < self.vocab_size:
             raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
-        if self.context_limit is not None and len(request.ids) + request.max_new_tokens > self.context_limit:
+        behind = max(request.max_new_tokens, len(request.probe.ids) + 1 if request.probe else 0)
+        if self.context_limit is not None and len(request.ids) + behind > self.context_limit:
             raise ContextFull(
-                f"{len(request.ids)} prompt tokens and {request.max_new_tokens} new ones exceed the servers' "
+                f"{len(request.ids)} prompt tokens and {behind} new ones exceed the servers' "
                 f"{self.context_limit} positions"
             )
-        if request.probe is not None:
-            raise EngineError("a probe of the gold answer needs decode.backend=hf")
+        if request.probe is not None and request.temperature != 1:
+            raise EngineError("vLLM scores the answers of probes at temperature 1 only: set rollout.temperature=1")
 
     async def score(self, ids: list[int], start: int) -> list[float]:
         """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
@@ -215,8 +221,7 @@ class VLLMPolicy:
         """
         if not 0 < start <= len(ids):
             raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
-        logps = await asyncio.to_thread(self._clients[0].prompt_logps, ids)
-        return logps[start - 1 :]
+        return (await self._clients[0].score(ids))[start - 1 :]
 
     def load_weights(self, state: Mapping[str, Any], version: int) -> None:
         """Copy a state dict into the trainer's module, and give it to the servers.
@@ -259,7 +264,7 @@ class VLLMPolicy:
                 log = self._logs / f"vllm-{number}.log"
                 server = VLLMServer(self._install, log, config.kv_cache_gb, config.start_timeout)
                 self._servers.append(server)
-                self._clients.append(VLLMClient(socket=server.socket, timeout=config.request_timeout))
+                self._clients.append(VLLMClient(server.url, timeout=config.request_timeout))
             self._folder = self._servers[0]
         assert self._folder is not None
         return self._folder
@@ -329,7 +334,7 @@ class VLLMPolicy:
     def _verify(self, client: VLLMClient) -> None:
         """Compare a server's log-probabilities with the trainer's on a probe."""
         ids = np.random.default_rng(self.version).integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
-        theirs, ours = np.array(client.prompt_logps(ids)), np.array(score(self.model, ids, 1))
+        theirs, ours = np.array(client.score_now(ids)), np.array(score(self.model, ids, 1))
         worst = float(np.abs(theirs - ours).max())
         limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
         if not worst <= limit:

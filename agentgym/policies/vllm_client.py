@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 
 from agentgym.errors import EngineError
 
-_SOCKET_URL = "http://vllm"
+_UNIX = "unix:"
 
 
 class Unreachable(EngineError):
@@ -45,19 +44,18 @@ class VLLMClient:
         where: The server, for messages.
     """
 
-    def __init__(self, url: str = _SOCKET_URL, socket: Path | None = None, key: str = "", timeout: float = 600.0):
+    def __init__(self, url: str, key: str = "", timeout: float = 600.0):
         """Prepare; nothing is sent yet.
 
         Args:
-            url: Address of a server.
-            socket: The file of its socket instead.
+            url: Address of a server, or ``unix:`` and the file of its socket.
             key: Sent as a bearer token if given.
             timeout: Seconds a request may take.
         """
-        self.where, self.timeout = str(socket or url), timeout
-        file = None if socket is None else str(socket)
+        self.where, self.timeout = url, timeout
+        file = url.removeprefix(_UNIX) if url.startswith(_UNIX) else None
         common: dict[str, Any] = {
-            "base_url": url,
+            "base_url": "http://vllm" if file else url.rstrip("/"),
             "timeout": timeout,
             # no connection outlives its request: the client works in any event loop and leaves nothing open
             "headers": {"Connection": "close", **({"Authorization": f"Bearer {key}"} if key else {})},
@@ -99,15 +97,22 @@ class VLLMClient:
             raise self._lost(error) from error
         return self._sampled(self._json(response), new)
 
-    def prompt_logps(self, ids: Sequence[int]) -> list[float]:
-        """Log-probability (temperature 1) of every token but the first, computed anew."""
-        sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
-        said = self.post("/inference/v1/generate", {"token_ids": list(ids), "sampling_params": sampling})
+    async def score(self, ids: Sequence[int]) -> list[float]:
+        """Log-probability (temperature 1) of every token but the first, computed anew.
+
+        Raises:
+            Unreachable: As `generate`.
+            EngineError: As `generate`.
+        """
         try:
-            logps = [float(of[str(i)]["logprob"]) for i, of in zip(ids[1:], said["prompt_logprobs"][1:], strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._garbage(said) from error
-        return logps
+            response = await self._async.post("/inference/v1/generate", json=_to_score(ids))
+        except httpx.HTTPError as error:
+            raise self._lost(error) from error
+        return self._scored(self._json(response), ids)
+
+    def score_now(self, ids: Sequence[int]) -> list[float]:
+        """The same, outside an event loop."""
+        return self._scored(self.post("/inference/v1/generate", _to_score(ids)), ids)
 
     def post(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> Any:
         """Send a command and wait for what it answers.
@@ -153,6 +158,12 @@ class VLLMClient:
         text = " ".join(str(said).split())[:200]
         return EngineError(f"the vLLM server at {self.where} answered with something else than tokens: {text}")
 
+    def _scored(self, said: Any, ids: Sequence[int]) -> list[float]:
+        try:
+            return [float(of[str(i)]["logprob"]) for i, of in zip(ids[1:], said["prompt_logprobs"][1:], strict=True)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._garbage(said) from error
+
     def _sampled(self, said: Any, most: int) -> Answer:
         """Read an answer; whatever does not fit is an error, never a guess."""
         try:
@@ -178,3 +189,7 @@ class VLLMClient:
         if not fits:
             raise self._garbage(choice)
         return Answer(ids, logps, versions, finish, int(cached))
+
+
+def _to_score(ids: Sequence[int]) -> dict[str, Any]:
+    return {"token_ids": list(ids), "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}}

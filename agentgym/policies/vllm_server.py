@@ -30,7 +30,7 @@ _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # registers the addresses that pause, reload and resume
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-_POLL_S, _LINES = 0.2, 6
+_POLL_S, _LINES = 0.2, 3
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ class VLLMServer(Folder):
     """A server process and all that it starts, in a folder. Ends with this process, whatever ends that.
 
     Attributes:
-        socket: The socket file that it listens on.
+        url: Where it listens: a socket file.
         log: What it writes.
     """
 
-    def __init__(self, install: Install, log: Path, kv_cache_gb: float = 2.0, start_timeout: float = 600.0):
+    def __init__(self, install: Install, log: Path, kv_cache_gb: int = 2, start_timeout: float = 600.0):
         """Prepare; nothing is started yet.
 
         Args:
@@ -139,10 +139,11 @@ class VLLMServer(Folder):
             start_timeout: Seconds within which it must answer.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": f"{kv_cache_gb:g}"}
+        environment = {**os.environ, **_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb)}
         environment.pop("PYTHONPATH", None)
         super().__init__("", log, environment)
-        self.socket = self.path / "socket"
+        self._socket = self.path / "socket"
+        self.url = f"unix:{self._socket}"
         self.log, self._start_timeout, self._install = log, start_timeout, install
         self._started = 0
         self._codes: dict[int, int] = {}
@@ -154,11 +155,11 @@ class VLLMServer(Folder):
         Raises:
             EngineError: If it ended, or did not answer in time; the end of its log is in the message.
         """
-        self.socket.unlink(missing_ok=True)
+        self._socket.unlink(missing_ok=True)
         server = [self._install.python, "-m", "vllm.entrypoints.openai.api_server"]
-        self._tell([*server, "--model", str(model), "--uds", str(self.socket), "--enable-scale-out", *arguments])
+        self._tell([*server, "--model", str(model), "--uds", str(self._socket), "--enable-scale-out", *arguments])
         deadline = time.monotonic() + self._start_timeout
-        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=5.0) as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self._socket)), timeout=5.0) as client:
             while time.monotonic() < deadline:
                 if (how := self.ended) is not None:
                     raise EngineError(f"the vLLM server ended as it started ({how}): {self._last_lines()}")
@@ -197,6 +198,8 @@ class VLLMServer(Folder):
                 self._codes[number] = code
 
     def _last_lines(self) -> str:
-        text = self.log.read_text(errors="replace").strip().splitlines()
-        errors = [line for line in text if "Error" in line]
-        return " | ".join((errors or text)[-_LINES:])[-1500:] + f" (all of it: {self.log})"
+        """Where the log names its last error, or its end."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        found = [i for i, line in enumerate(lines) if "Error: " in line]
+        said = lines[found[-1] :][:_LINES] if found else lines[-_LINES:]
+        return " ".join(" ".join(said).split())[:600] + f" (all of it: {self.log})"
