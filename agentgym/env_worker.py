@@ -292,6 +292,7 @@ class EnvPool:
         self._numbers = itertools.count()
         self._idle: list[EnvWorker] = []
         self._closing: list[EnvWorker] = []
+        self._lock = threading.Lock()
 
     def check(self, timeout: float = 120.0) -> None:
         """Make one environment, where episodes will be played.
@@ -330,19 +331,20 @@ class EnvPool:
         return result
 
     def take(self) -> EnvWorker:
-        """Hand out an idle environment or a fresh one."""
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.seat.alive:
-                return worker
-            worker.seat.close()
-        if not self._most:
-            return EnvWorker(EnvThread(lambda: make_env(self.env_id, self.kwargs)))
-        good = [p for p in self._processes if not p.retired]
-        if len(good) < self._most:
-            good.append(EnvProcess(self.env_id, self.kwargs))
-            self._processes.append(good[-1])
-        return EnvWorker(EnvSeat(min(good, key=lambda p: p.live), next(self._numbers)))
+        """Hand out an idle environment or a fresh one, to any thread."""
+        with self._lock:
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.seat.alive:
+                    return worker
+                worker.seat.close()
+            if not self._most:
+                return EnvWorker(EnvThread(lambda: make_env(self.env_id, self.kwargs)))
+            good = [p for p in self._processes if not p.retired]
+            if len(good) < self._most:
+                good.append(EnvProcess(self.env_id, self.kwargs))
+                self._processes.append(good[-1])
+            return EnvWorker(EnvSeat(min(good, key=lambda p: p.live), next(self._numbers)))
 
     def give_back(self, worker: EnvWorker) -> None:
         """Take back an environment that works."""
@@ -351,8 +353,9 @@ class EnvPool:
     def discard(self, worker: EnvWorker) -> None:
         """Take back an environment that failed: it is closed, never handed out again."""
         worker.seat.close()
-        self._closing = [old for old in self._closing if not old.seat.join(0)] + [worker]
-        self._processes = [p for p in self._processes if not (p.retired and p.join(0))]
+        with self._lock:
+            self._closing = [old for old in self._closing if not old.seat.join(0)] + [worker]
+            self._processes = [p for p in self._processes if not (p.retired and p.join(0))]
 
     def close(self, timeout: float = 10.0) -> None:
         """Close all environments; threads that still hang after ``timeout`` seconds die with the process."""

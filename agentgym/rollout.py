@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,19 +170,53 @@ class RolloutStats:
             )
 
 
-def group_tasks(run_seed: int, step: int, groups: int, size: int, first: int = 0) -> list[Task]:
+class StepTasks(list[Task]):
+    """The tasks of a training step.
+
+    Attributes:
+        run_seed: Seed of the run.
+        groups: Groups.
+        size: Members of a group.
+        first: Number of the first group.
+    """
+
+    def __init__(self, run_seed: int, step: int, groups: int, size: int, first: int = 0):
+        """Make the tasks of groups ``first`` and up."""
+        self.run_seed, self.groups, self.size, self.first = run_seed, groups, size, first
+        super().__init__(task for place in range(first, first + groups) for task in self.group(step, place))
+
+    def group(self, step: int, place: int) -> list[Task]:
+        """The tasks of one group, of this step or another."""
+        env_seed, name = seeding.env_seed(self.run_seed, step, place), f"{step:05d}-{place:03d}"
+        members = range(self.size)
+        return [Task(env_seed, seeding.member_seed(self.run_seed, step, place, m), name, place, m) for m in members]
+
+
+def group_tasks(run_seed: int, step: int, groups: int, size: int, first: int = 0) -> StepTasks:
     """Tasks of a training step: ``groups`` groups of ``size`` members, numbered from ``first``."""
-    return [
-        Task(
-            seeding.env_seed(run_seed, step, g),
-            seeding.member_seed(run_seed, step, g, m),
-            f"{step:05d}-{g:03d}",
-            g,
-            m,
-        )
-        for g in range(first, first + groups)
-        for m in range(size)
-    ]
+    return StepTasks(run_seed, step, groups, size, first)
+
+
+class Parts:
+    """Members of groups that are not whole yet."""
+
+    def __init__(self) -> None:
+        self._sizes: Counter[str] = Counter()
+        self._members: dict[str, list[Trajectory]] = {}
+
+    def expect(self, tasks: Sequence[Task]) -> int:
+        """Say which members will come; the number of groups so far."""
+        self._sizes.update(task.group for task in tasks)
+        return len(self._sizes)
+
+    def add(self, trajectory: Trajectory) -> list[Trajectory]:
+        """The members of a group in order once it is whole, nothing before."""
+        members = self._members.setdefault(trajectory.group, [])
+        members.append(trajectory)
+        if len(members) < self._sizes[trajectory.group]:
+            return []
+        del self._members[trajectory.group]
+        return sorted(members, key=lambda t: t.member)
 
 
 def check_context(policy: Policy, config: RolloutConfig) -> None:
@@ -254,36 +288,44 @@ class Rollout:
             ConfigError: If the first prompt does not fit, the environment refuses its options, or members of a
                 group start differently.
         """
-        sizes: dict[str, int] = {}
-        for task in tasks:
-            sizes[task.group] = sizes.get(task.group, 0) + 1
-        pending = list(reversed(tasks))
+        pending, parts = iter(tasks), Parts()
+        groups = parts.expect(tasks)
+
+        async def following() -> Task | None:
+            return next(pending, None)
+
         done: asyncio.Queue[Trajectory] = asyncio.Queue()
-        workers = [
-            asyncio.create_task(self._work(pending, done)) for _ in range(min(self.config.concurrency, len(tasks)))
-        ]
-        parts: dict[str, list[Trajectory]] = {}
+        some = range(min(self.config.concurrency, len(tasks)))
+        workers = [asyncio.create_task(self._work(following, done)) for _ in some]
         try:
-            for _ in tasks:
-                trajectory = await next_done(done, workers, self.policy.name)
-                self.stats.episodes += 1
-                if self.on_episode:
-                    self.on_episode(trajectory)
-                members = parts.setdefault(trajectory.group, [])
-                members.append(trajectory)
-                if len(members) < sizes[trajectory.group]:
-                    continue
-                failed = any(t.status and t.status.failed for t in members)
-                self.stats.count_group(failed, self.config.max_failure_rate)
-                if failed:
-                    continue
-                members.sort(key=lambda t: t.member)
-                self._check_start(members)
-                yield Group(trajectory.group, trajectory.env_seed, members)
+            ended = self._ended(done, workers, parts)
+            for _ in range(groups):
+                item = await anext(ended)
+                if isinstance(item, Group):
+                    yield item
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _ended(
+        self, done: asyncio.Queue[Trajectory], workers: Sequence[asyncio.Task[None]], parts: Parts
+    ) -> AsyncIterator[Group | str]:
+        """Groups as they end, for ever; of those that failed the names."""
+        while True:
+            trajectory = await next_done(done, workers, self.policy.name)
+            self.stats.episodes += 1
+            if self.on_episode:
+                self.on_episode(trajectory)
+            if not (members := parts.add(trajectory)):
+                continue
+            failed = any(t.status and t.status.failed for t in members)
+            self.stats.count_group(failed, self.config.max_failure_rate)
+            if failed:
+                yield trajectory.group
+                continue
+            self._check_start(members)
+            yield Group(trajectory.group, trajectory.env_seed, members)
 
     def _check_start(self, members: Sequence[Trajectory]) -> None:
         if len({t.turns[0].observation for t in members}) > 1:
@@ -292,11 +334,11 @@ class Rollout:
                 "cannot be compared: the environment must draw its start from reset(seed=...) alone"
             )
 
-    async def _work(self, pending: list[Task], done: asyncio.Queue[Trajectory]) -> None:
+    async def _work(self, following: Callable[[], Awaitable[Task | None]], done: asyncio.Queue[Trajectory]) -> None:
         session = self.policy.open()
         try:
-            while pending:
-                await done.put(await self._attempts(session, pending.pop()))
+            while (task := await following()) is not None:
+                await done.put(await self._attempts(session, task))
         finally:
             session.close()
 

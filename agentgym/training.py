@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from agentgym.ahead import AheadRollout
 from agentgym.env_worker import EnvConfig
 from agentgym.errors import AgentGymError, ConfigError
 from agentgym.evaluate import Evaluation, evaluate
@@ -131,7 +132,8 @@ class Training:
                 self.policy = stack.enter_context(served)
             elif acting is not None:
                 self.policy = acting(self.policy)
-            self.rollout = Rollout(self._pool, self.policy, cfg.rollout, cfg.env.options)
+            kind = AheadRollout if cfg.decode.staleness else Rollout
+            self.rollout = kind(self._pool, self.policy, cfg.rollout, cfg.env.options)
             self.run = Run(out, cfg, resume)
             self.run.tokens(self._tokenizer)
             self._closing = stack.pop_all()
@@ -170,6 +172,9 @@ class Training:
         self.policy.weights_changed(self.step)
         self.run.rewind(self.step)
         self._measure("before", cfg.eval.final_episodes)
+        if isinstance(self.rollout, AheadRollout):
+            self.rollout.begin(cfg.decode.staleness, self.state.get("ahead"))
+            self._closing.callback(self.rollout.close)
         self._learner, self._updates = learner, learner.updates
         job = self._bar.add_task(self.name, total=cfg.steps, completed=self.step, note="")
         while self.step < cfg.steps:
@@ -207,7 +212,11 @@ class Training:
                 cfg = self.cfg
                 metrics |= measure(self.model, drawn, cfg.optim, cfg.rollout.temperature, cfg.mismatch)
                 metrics["rollout/engine_restarts"] = float(self.policy.stats["restarts"])
+            if isinstance(self.rollout, AheadRollout):
+                metrics |= self.rollout.metrics(drawn)
             yield metrics
+            if isinstance(self.rollout, AheadRollout):
+                self.rollout.settle()
             self.step, self._updates = self.step + 1, self._learner.updates
             metrics["time/update"] = time.perf_counter() - collected
             self.policy.weights_changed(self.step)
@@ -253,6 +262,8 @@ class Training:
 
     def _save(self) -> None:
         assert self._learner is not None
+        if isinstance(self.rollout, AheadRollout):
+            self.state["ahead"] = self.rollout.books()
         folder = self.run.dir / "checkpoints" / f"step_{self.step:05d}"
         state = {**self._learner.state(), "step": self.step, "trainer": self.state}
         checkpoint.save(folder, self.model, self._tokenizer, state)

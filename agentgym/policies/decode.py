@@ -16,6 +16,8 @@ class DecodeConfig:
     Attributes:
         backend: hf: the trainer's own module in this process; vllm: servers of vLLM, which take the weights after
             every update.
+        staleness: Most versions that the policy which wrote a token may be behind the one that is trained on it;
+            above 0 groups are played ahead while the learner updates.
         servers: How many are started here.
         urls: Servers that run already, in place of those started here: ``http://HOST:PORT``, or ``unix:`` and the
             file of a socket. Start them with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; a key, if they want one, is
@@ -34,6 +36,7 @@ class DecodeConfig:
     """
 
     backend: Literal["hf", "vllm"] = "hf"
+    staleness: int = 0
     servers: int = 1
     urls: tuple[str, ...] = ()
     weights_dir: str = ""
@@ -46,6 +49,10 @@ class DecodeConfig:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        if self.staleness < 0:
+            raise ConfigError(f"decode.staleness is {self.staleness}: it must be 0 or more")
+        if self.staleness and self.backend == "hf":
+            raise ConfigError("decode.staleness needs decode.backend=vllm: hf decodes with the module that is trained")
         if self.servers < 1:
             raise ConfigError(f"decode.servers is {self.servers}: it must be at least 1")
         for name in ("kv_cache_gb", "start_timeout", "sync_timeout", "request_timeout"):
