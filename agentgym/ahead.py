@@ -134,9 +134,10 @@ class AheadRollout(Rollout):
             if tasks[0].done():
                 tasks[0].result()
         finally:
-            for task in (*tasks, *workers):
-                task.cancel()
-            await asyncio.gather(*tasks, *workers, return_exceptions=True)
+            while left := [task for task in (*tasks, *workers) if not task.done()]:
+                for task in left:  # again and again: one that just got what it waited for may not notice
+                    task.cancel()
+                await asyncio.wait(left, timeout=0.1)
 
     async def _pass_on(self, done: asyncio.Queue[Trajectory], workers: Sequence[asyncio.Task[None]]) -> None:
         async for item in self._ended(done, workers, self._parts):

@@ -147,6 +147,8 @@ class Config(TrainingConfig):
             raise ConfigError(f"groups is {self.groups}: it must be at least 1")
         if self.group_size < 2:
             raise ConfigError(f"group_size is {self.group_size}: a group needs 2 members to compare")
+        if self.algo.resample and self.decode.staleness:
+            raise ConfigError("algo.resample draws groups of the same step again: that needs decode.staleness=0")
         if self.minibatches > self.groups:
             raise ConfigError(f"minibatches ({self.minibatches}) exceeds groups ({self.groups})")
 

@@ -18,6 +18,7 @@ import torch
 from agentgym.trainers import grpo
 
 from agentgym.errors import AgentGymError, ConfigError, ContextFull, EngineError
+from agentgym.learner import checkpoint
 from agentgym.learner.logprobs import score
 from agentgym.learner.model import frozen_copy, prepare
 from agentgym.learner.tiny import build_model
@@ -218,8 +219,9 @@ def test_a_server_that_did_not_take_the_weights_is_found_out(served, monkeypatch
 
 
 @pytest.mark.vllm
-def test_a_trainer_decodes_with_it(served, tmp_path):
-    """The same trainer, the same YAML: only ``decode`` differs. The engine's tokens are on-policy."""
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_trainer_decodes_with_it(served, tmp_path, staleness):
+    """The same trainer, the same YAML: only ``decode`` differs. The engine's tokens are on-policy, or a bit older."""
     start = tmp_path / "start"
     served.model.save_pretrained(start)
     served._tokenizer.save_pretrained(start)
@@ -227,24 +229,38 @@ def test_a_trainer_decodes_with_it(served, tmp_path):
         "env": {"id": "agentgym/VirtualHome-Food-v0"},
         "model": {"path": str(start), "threads": 1},
         "rollout": {"max_turns": 3, "max_new_tokens": 8, "context_limit": LIMIT, "codec": "plain"},
-        "decode": {"backend": "vllm", "urls": [served._clients[0].where]},
-        "mismatch": {"correct": "truncated"},
+        "decode": {"backend": "vllm", "urls": [served._clients[0].where], "staleness": staleness},
+        "mismatch": {"correct": "truncated", "refuse": 1.0},
         "groups": 2,
         "group_size": 3,
-        "steps": 2,
+        "steps": 3,
+        "save_every": 2,
         "algo": {"scale": "none", "center": "none", "entropy_coef": 0.01},
-        "optim": {"lr": 1e-3},
+        "optim": {"lr": 1e-4},
         "eval": {"final_episodes": 2},
     }
-    grpo.main(grpo.make_config(settings), tmp_path / "run")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    out = tmp_path / "run"
+    grpo.main(grpo.make_config(settings), out)
+    settings["steps"] = 4
+    grpo.main(grpo.make_config(settings), out, resume=True)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "policy/mismatch_kl" in row]
-    assert len(steps) == 2
+    assert len(steps) == 4
     for row in steps:
+        if staleness:
+            assert 0 <= row["rollout/staleness"] <= 1
+            continue
         assert row["policy/mismatch_kl"] < 1e-8
         assert row["policy/mismatch_max"] == pytest.approx(1.0, abs=1e-4)
         assert row["policy/mismatch_weight"] == pytest.approx(1.0, abs=1e-4)
         assert row["time/sync"] > 0
+    if staleness:
+        assert max(row["rollout/staleness"] for row in steps) > 0
+        books = torch.load(checkpoint.latest(out / "checkpoints") / "trainer_state.pt", weights_only=True)["trainer"][
+            "ahead"
+        ]
+        assert books["trained"] == 4 * 2
+        assert books["started"] == 4 * 2 + books["stale"] + books["failed"] + len(books["under_way"])
     served.weights_changed(20)
 
 
