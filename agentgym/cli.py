@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_set(train)
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in DIR")
     train.add_argument("--show-config", action="store_true", help="print the resolved settings and stop")
+    train.add_argument("--dry-run", action="store_true", help="check settings, shapes and memory without running")
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser(
@@ -195,6 +196,11 @@ def _train(args: argparse.Namespace) -> None:
     cfg = trainer.make_config(values)
     if args.show_config:
         print(config.dump(cfg), end="")
+        return
+    if args.dry_run:
+        from agentgym.dry_run import dry_run
+
+        print(dry_run(cfg))
         return
     if not args.out:
         raise ConfigError("--out DIR is missing: where shall the run go?")

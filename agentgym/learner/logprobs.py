@@ -13,7 +13,8 @@ from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.learner.pack import MicroBatch
 from agentgym.learner.vision import spliced
 
-_CHUNK = 4096
+CHUNK = 4096
+"""Trained tokens whose logits are made at once."""
 
 
 @dataclass
@@ -46,8 +47,8 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
         temperature: The temperature the tokens were sampled at.
     """
     hidden = read(model, batch)[batch.at]
-    chunks = zip(hidden.split(_CHUNK), batch.targets.split(_CHUNK), strict=True)
-    if len(batch.targets) <= _CHUNK:
+    chunks = zip(hidden.split(CHUNK), batch.targets.split(CHUNK), strict=True)
+    if len(batch.targets) <= CHUNK:
         parts = [_logp_entropy(model, h, t, temperature) for h, t in chunks]
     else:
         parts = [checkpoint(_logp_entropy, model, h, t, temperature, use_reentrant=False) for h, t in chunks]
