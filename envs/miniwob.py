@@ -23,9 +23,9 @@ import gymnasium as gym
 import numpy as np
 from agentgym.envs import chromium
 from agentgym.envs.miniwob_actions import Command, Mistake, likeness, parse
-from agentgym.envs.miniwob_experts import EXPERTS, STEPS
+from agentgym.envs.miniwob_experts import EXPERTS, STEPS, Expert
 from agentgym.envs.miniwob_page import Page
-from agentgym.envs.miniwob_text import Element, commands, elements, tell
+from agentgym.envs.miniwob_text import Element, commands, elements, pointed, tell
 from gymnasium.error import ResetNeeded
 
 from agentgym.errors import ConfigError, EnvError, missing, unknown
@@ -42,6 +42,9 @@ STEP_MS, WAIT_MS = 500, 2000
 
 LONGEST_PLAN = 100
 """An expert that needs more steps than this is taken to be lost."""
+
+_NOT_DRAWN = frozenset({"choose-list", "click-scroll-list"})
+"""Tasks whose lists a browser draws outside the page: they are not on the screenshot, so no expert points at them."""
 
 _DRAWS = 200
 """Episodes looked at for one that takes as many steps as were asked for."""
@@ -63,6 +66,19 @@ _INSTRUCTIONS = (
     "space, ctrl+a, ctrl+c, ctrl+v, ctrl+x, or a character\n"
     "scroll down, scroll up, scroll N down, scroll N up\n"
     "drag N M: drag element N onto element M; drag X Y X2 Y2: drag from one point to another\n"
+    "wait: do nothing for two seconds\n"
+    "done: give up; a task that is accomplished ends by itself."
+)
+
+
+_POINTED_INSTRUCTIONS = (
+    "You see a web page of 160 by 210 pixels and use it to do what the task says. Each turn you give one command:\n"
+    "click X Y: click on a point in pixels from the upper left corner\n"
+    "type TEXT: type at the cursor; click into a field first\n"
+    "press KEY: one of enter, tab, escape, backspace, delete, left, right, up, down, home, end, pageup, pagedown, "
+    "space, ctrl+a, ctrl+c, ctrl+v, ctrl+x, or a character\n"
+    "scroll down, scroll up\n"
+    "drag X Y X2 Y2: drag from one point to another\n"
     "wait: do nothing for two seconds\n"
     "done: give up; a task that is accomplished ends by itself."
 )
@@ -103,7 +119,7 @@ def _pictures(page: Path) -> list[str]:
 
 
 _PICTURE = re.compile(r"[\w./-]+\.(?:png|gif|jpg|svg)")
-_lengths: dict[tuple[str, str, str], int] = {}
+_lengths: dict[tuple[str, str, str, bool], int] = {}
 _lengths_lock = threading.Lock()
 _drawing = threading.Lock()
 """Held while episodes of a number of steps are looked for, so that the members of a group find them once."""
@@ -165,7 +181,8 @@ class MiniWoBEnv(gym.Env[Any, str]):
         self.tasks = _tasks(task)
         self.observation, self.split, self.max_steps, self.positions = observation, split, max_steps, positions
         self.timed, self.expert, self.render_mode = timed, expert, render_mode
-        self.instructions = _INSTRUCTIONS
+        self._numbers = observation != "image"
+        self.instructions = _INSTRUCTIONS if self._numbers else _POINTED_INSTRUCTIONS
         self.action_space = UnicodeText()
         self.observation_space: gym.Space[Any] = UnicodeText()
         self._draws = observation != "text" or render_mode == "rgb_array"
@@ -221,7 +238,7 @@ class MiniWoBEnv(gym.Env[Any, str]):
             raise ResetNeeded("call reset() before step(): no episode is running")
         command, note = None, ""
         try:
-            command = parse(action)
+            command = parse(action, self._numbers)
         except Mistake as mistake:
             note = str(mistake)
         scores = self._compare(command)
@@ -319,42 +336,56 @@ class MiniWoBEnv(gym.Env[Any, str]):
 
     def _advice(self) -> list[str]:
         """The commands that the expert of the task would give now."""
-        found = EXPERTS.get(self._task_name)
-        return found(self._goal, Page(self._elements)) if found and not self._over else []
+        found = self._expert()
+        advice = found(self._goal, Page(self._elements)) if found and not self._over else []
+        return advice if self._numbers else self._pointed(advice)
+
+    def _expert(self) -> Expert | None:
+        seen = self._numbers or self._task_name not in _NOT_DRAWN
+        return EXPERTS.get(self._task_name) if seen else None
+
+    def _pointed(self, told: Sequence[str]) -> list[str]:
+        """Commands as one gives them who sees a picture only, in their order."""
+        size = (WIDTH, HEIGHT)
+        return [text for text in dict.fromkeys(pointed(parse(c), self._elements, size) for c in told) if text]
 
     def _compare(self, command: Command | None) -> dict[str, Any]:
         """``format_ok``, and where there is an expert ``type_correct``, ``argument_score`` and ``action_type``."""
         read = {"format_ok": command is not None}
-        if self._task_name not in EXPERTS:
+        if self._expert() is None:
             return read
         boxes = {element.number: element.box for element in self._elements}
-        wanted = [parse(text) for text in self._advice()]
+        wanted = [parse(text, self._numbers) for text in self._advice()]
         same = [likeness(command, other, boxes) for other in wanted if command and command.kind == other.kind]
         kind = {"action_type": wanted[0].kind} if wanted else {}
         return {**read, "type_correct": float(bool(same)), "argument_score": max(same, default=0.0), **kind}
 
     def _length(self, episode: tuple[str, str, str]) -> int | None:
         """How many steps the expert takes; where that differs it is played once for each episode, and remembered."""
-        if episode[0] not in EXPERTS or episode[0] in STEPS:
-            return STEPS.get(episode[0])
+        if self._expert() is None or (episode[0] in STEPS and self._numbers):
+            return STEPS.get(episode[0]) if self._numbers else None
         with _lengths_lock:
-            known = _lengths.get(episode)
+            known = _lengths.get((*episode, self._numbers))
         if known is not None:
             return known
         self._see(self._start(episode), "")
         count = 0
         while count < LONGEST_PLAN and (advice := self._advice()):
-            self._see(self._do(parse(advice[0])), "")
+            self._see(self._do(parse(advice[0], self._numbers)), "")
             count += 1
         with _lengths_lock:
             if len(_lengths) > 100_000:
                 _lengths.clear()
-            _lengths[episode] = count
+            _lengths[*episode, self._numbers] = count
         return count
+
+    def _admissible(self) -> list[str]:
+        told = commands(self._goal, self._elements)
+        return told if self._numbers else sorted(self._pointed(told))
 
     def _info(self, more: dict[str, Any]) -> dict[str, Any]:
         info = {
-            "admissible_commands": commands(self._goal, self._elements) if not self._over else [],
+            "admissible_commands": self._admissible() if not self._over else [],
             "score": self._score,
             "max_score": 1.0,
             "success": self._score > 0.99 if not self.timed else self._score > 0,
@@ -362,7 +393,7 @@ class MiniWoBEnv(gym.Env[Any, str]):
             "task_name": self._task_name,
             **more,
         }
-        if self._hint and self._task_name in EXPERTS:
+        if self._hint and self._expert() is not None:
             info["expert_action"] = next(iter(self._advice()), None)
         return info
 

@@ -38,6 +38,11 @@ KEYS = {
 }
 """What a key may be called, in lower case, and its name for the page."""
 
+POINTED_USAGE = (
+    "click X Y | type TEXT | press KEY | scroll up | scroll down | drag X Y X2 Y2 | wait | done; a picture has no "
+    "numbered elements"
+)
+
 USAGE = (
     "click N | click X Y | type N TEXT | type TEXT | press KEY | scroll up | scroll down | scroll N down | "
     "drag N M | drag X Y X2 Y2 | wait | done"
@@ -74,8 +79,12 @@ class Mistake(ValueError):
     """A text that is no command; its message is for the agent."""
 
 
-def parse(text: str) -> Command:
+def parse(text: str, numbers: bool = True) -> Command:
     """Read a command; case, brackets, commas and ``#`` do not matter, nor do quotation marks around a text.
+
+    Args:
+        text: The command.
+        numbers: Whether elements have numbers; without them all places are points.
 
     Raises:
         Mistake: It is none.
@@ -84,7 +93,7 @@ def parse(text: str) -> Command:
     kind = head.strip().lower().rstrip(":")
     rest = rest.strip()
     if kind == "type":
-        return _typing(rest.removesuffix(")") if "(" in text[: len(head) + 1] else rest)
+        return _typing(rest.removesuffix(")") if "(" in text[: len(head) + 1] else rest, numbers)
     words = rest.lower().translate(str.maketrans("()[],#;", "       ")).split()
     if kind in ("wait", "done") and not words:
         return Command(kind)
@@ -92,20 +101,20 @@ def parse(text: str) -> Command:
         return Command(kind, argument=key)
     if kind == "press":
         raise Mistake(f"unknown key; the keys are: a single character, {', '.join(k for k in KEYS)}")
-    if kind == "scroll" and words and words[-1] in ("up", "down"):
+    if kind == "scroll" and words and words[-1] in ("up", "down") and (numbers or len(words) != 2):
         return Command(kind, _place(words[:-1]) if words[:-1] else None, words[-1])
-    if kind == "click" and words:
+    if kind == "click" and words and (numbers or len(words) == 2):
         return Command(kind, _place(words))
     if kind == "drag":
         words = [word for word in words if word != "to"]
-        cut = {2: 1, 3: 1, 4: 2}.get(len(words))
+        cut = ({2: 1, 3: 1, 4: 2} if numbers else {4: 2}).get(len(words))
         if cut:
             return Command(kind, _place(words[:cut]), to=_place(words[cut:]))
-    raise Mistake(f"unknown command; the commands are: {USAGE}")
+    raise Mistake(f"unknown command; the commands are: {USAGE if numbers else POINTED_USAGE}")
 
 
-def _typing(rest: str) -> Command:
-    found = re.match(r"[\[#]?(\d{1,9})\]?[\s,]+(?=\S)", rest)
+def _typing(rest: str, numbers: bool) -> Command:
+    found = re.match(r"[\[#]?(\d{1,9})\]?[\s,]+(?=\S)", rest) if numbers else None
     content = _unquoted(rest[found.end() :] if found else rest)
     if not content:
         raise Mistake("type needs a text")

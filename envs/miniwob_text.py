@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from agentgym.envs.miniwob_actions import Command
+
 _TYPED = ("textbox", "textarea", "password", "search", "email", "tel", "url", "number", "date", "time", "select")
 _CLICKED = (
     *_TYPED,
@@ -85,6 +87,32 @@ def tell(goal: str, page: list[Element], positions: bool, note: str = "") -> str
     """
     lines = [note] if note else []
     return "\n".join([*lines, f"Task: {goal}", *(element.line(positions) for element in page)])
+
+
+def pointed(command: Command, page: list[Element], size: tuple[int, int]) -> str:
+    """A command with numbers as one that only points; what has to come before it if it takes several, "" if none does.
+
+    Args:
+        command: A click, a text, a key, a scroll or a drag.
+        page: The elements it names.
+        size: Width and height of the screen; what lies outside is scrolled to first.
+    """
+    boxes = {element.number: element for element in page}
+    places = [boxes[place] for place in (command.place, command.to) if isinstance(place, int) and place in boxes]
+    if any(not 0 <= e.box[0] < size[0] or e.box[2] * e.box[3] == 0 for e in places):
+        return ""
+    for element in places:
+        if not 0 <= element.box[1] < size[1]:
+            return "scroll down" if element.box[1] >= size[1] else "scroll up"
+    points = " ".join(f"{e.box[0]} {e.box[1]}" for e in places)
+    if command.kind == "type" and places:
+        if "focused" not in places[0].flags:
+            return f"click {points}"
+        text = command.argument
+        return "" if places[0].value else f'type "{text}"' if text != text.strip() else f"type {text}"
+    if command.kind in ("click", "drag") and places:
+        return f"{command.kind} {points}" if len(places) == 1 + (command.kind == "drag") else ""
+    return "" if places else f"{command.kind} {command.argument}".strip()
 
 
 def commands(goal: str, page: list[Element]) -> list[str]:

@@ -111,6 +111,53 @@ def test_every_expert_succeeds_on_twenty_seeds(env, task):
     assert not failed
 
 
+@pytest.fixture(scope="module")
+def screen():
+    made = miniwob.MiniWoBEnv("all", observation="image")
+    yield made
+    made.close()
+
+
+POINTED = sorted(set(miniwob.EXPERTS) - {"choose-list", "click-scroll-list"})
+"""The two others have lists that a browser draws outside the page."""
+
+
+@pytest.mark.parametrize(
+    "task", ["click-button", "enter-text-2", "copy-paste", "drag-box", "use-spinner", "email-inbox"]
+)
+def test_experts_succeed_by_pointing(screen, task):
+    for seed in range(2):
+        info, commands = solve(screen, task, seed)
+        assert info["success"], (task, seed, commands)
+        assert all(len(c.split()) == 3 for c in commands if c.startswith("click")), commands
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", POINTED)
+def test_every_expert_succeeds_by_pointing_on_twenty_seeds(screen, task):
+    failed = [seed for seed in range(20) if not solve(screen, task, seed)[0]["success"]]
+    assert not failed
+
+
+def test_who_sees_a_picture_only_points(screen):
+    _, info = start(screen, "login-user", expert=True)
+    field = info["expert_action"]
+    assert all(len(c.split()) == 3 for c in info["admissible_commands"] if c.startswith("click"))
+    assert info["episode_steps"] == 5, "clicks into both fields, two texts, the button"
+    assert "element number" not in screen.instructions
+    for command in ("click 2", "drag 1 2", "drag 1 20 30", "scroll 1 down"):
+        seen, _, _, _, info = screen.step(command)
+        assert seen["text"].startswith("Unknown command; the commands are: click X Y |"), command
+        assert not info["format_ok"]
+    screen.step(field)
+    seen, _, _, _, info = screen.step("type 12 monkeys")
+    assert info["format_ok"]
+    assert [e.value for e in screen._elements if e.typed] == ["12 monkeys", ""]
+    for task in set(miniwob.EXPERTS) - set(POINTED):
+        _, info = start(screen, task, expert=True)
+        assert not {"expert_action", "episode_steps"} & set(info)
+
+
 def test_experts_take_one_to_nine_and_more_steps(env):
     lengths = {start(env, task, seed)[1]["episode_steps"] for task in QUICK for seed in range(3)}
     assert min(lengths) == 1
@@ -252,10 +299,11 @@ def test_pictures_are_the_same_for_the_same_seed():
         first, info = env.reset(seed=0)
         assert first["text"] == f"Task: {info['task']}"
         assert np.array_equal(env.reset(seed=0)[0]["image"], first["image"])
-        start(env, "login-user", 0)
-        focused = env.step("click 2")[0]["image"]
-        start(env, "login-user", 0)
-        assert all(np.array_equal(env.step("click 2")[0]["image"], focused) for _ in range(20))  # no caret blinks
+        seen, info = start(env, "login-user", 0, expert=True)
+        focused = env.step(info["expert_action"])[0]["image"]
+        assert not np.array_equal(focused, seen["image"])
+        _, info = start(env, "login-user", 0, expert=True)
+        assert all(np.array_equal(env.step(info["expert_action"])[0]["image"], focused) for _ in range(20))  # no caret
     finally:
         env.close()
 
