@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ from agentgym.learner import lora
 from agentgym.learner.vision import vision_of
 
 _STATE = "trainer_state.pt"
+
+
+class DamagedCheckpoint(ConfigError):
+    """A checkpoint that cannot be read."""
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
@@ -47,6 +52,8 @@ def save(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], keep: 
 def resume(folder: Path, learner: Any, own: dict[str, Any] | None = None) -> int:
     """Put a learner where the newest checkpoint in ``folder`` left it, and remove what a kill left half-written.
 
+    One that is damaged is set aside, with a warning, and the one before is taken.
+
     Args:
         folder: ``.../checkpoints``.
         learner: Takes up weights, optimizer and counters.
@@ -57,10 +64,21 @@ def resume(folder: Path, learner: Any, own: dict[str, Any] | None = None) -> int
     """
     for unfinished in folder.glob(".step_*.tmp-*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    last = latest(folder)
-    if last is None:
+    found = _complete(folder)
+    if not found:
         return 0
-    state = restore(last, learner.model)
+    while True:
+        last = found.pop()
+        try:
+            state = restore(last, learner.model)
+            break
+        except DamagedCheckpoint as error:
+            if not found:
+                raise
+            aside = last.with_name(f"damaged_{last.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            last.rename(aside)
+            warnings.warn(f"{error}; going on from {found[-1].name}, the damaged one is now {aside}", stacklevel=2)
     learner.load_state(state)
     if own is not None:
         own.update(state.get("trainer", {}))
@@ -77,7 +95,8 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
     """Load the weights of a checkpoint into the model and return its state.
 
     Raises:
-        ConfigError: If a file is missing or damaged, or belongs to another model.
+        DamagedCheckpoint: If a file is missing or damaged.
+        ConfigError: If it belongs to another model.
     """
     try:
         if lora.is_adapted(model):
@@ -93,7 +112,7 @@ def restore(folder: Path, model: Any) -> dict[str, Any]:
         raise
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder} is damaged ({reason}): remove it to resume from the one before") from error
+        raise DamagedCheckpoint(f"{folder} is damaged ({reason})") from error
     return saved
 
 

@@ -808,7 +808,7 @@ def test_a_run_that_stops_for_failures_keeps_what_it_learned(warm, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer_state.pt"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "gone"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_as_good(warm, straight, tmp_path, name, damage):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_as_good(warm, straight, tmp_path, name, damage):
     shutil.copytree(straight / "grpo", tmp_path / "grpo")
     out = tmp_path / "grpo"
     newest = checkpoint.latest(out / "checkpoints")
@@ -819,17 +819,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_as_good(warm, strai
     else:
         file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "noise": b"\x00\xff" * 5000}[damage])
     cfg = grpo_config(warm[0] / "final", **SHORT)
-    if (name, damage) != ("trainer_state.pt", "gone"):
-        with pytest.raises(ConfigError) as caught:
+    if (name, damage) == ("trainer_state.pt", "gone"):  # as if it had never been finished
+        grpo.main(cfg, out, resume=True)
+    else:
+        with pytest.warns(UserWarning, match="is damaged .*going on from step_"):
             grpo.main(cfg, out, resume=True)
-        assert f"{newest} is damaged" in str(caught.value)
-        assert "remove it to resume from the one before" in str(caught.value)
-        assert "\n" not in str(caught.value)
-        if damage != "cut":
-            return
-        shutil.rmtree(newest)
-    grpo.main(cfg, out, resume=True)
+        assert newest.with_name(f"damaged_{newest.name}").is_dir()
+    assert checkpoint.latest(out / "checkpoints") == newest
     assert_same_run(straight / "grpo", out)
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_stops(warm, straight, tmp_path):
+    shutil.copytree(straight / "grpo", tmp_path / "grpo")
+    for file in (tmp_path / "grpo" / "checkpoints").glob("step_*/model.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"step_\d+ is damaged") as caught, pytest.warns(UserWarning, match="damaged"):
+        grpo.main(grpo_config(warm[0] / "final", **SHORT), tmp_path / "grpo", resume=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_checkpoints_are_kept_in_the_order_of_their_numbers(tmp_path):
