@@ -60,7 +60,7 @@ class Digits(gym.Env[str, str]):
 gym.register("bench/Digits-v0", entry_point=Digits, disable_env_checker=True)
 
 
-def run(staleness: int, steps: int, start: Path, url: str, out: Path) -> tuple[float, float, float, Evaluation]:
+def run(staleness: int, steps: int, start: Path, urls: list[str], out: Path) -> tuple[float, float, float, Evaluation]:
     """Train; seconds a step, CPU seconds of this process a step, mean staleness, and the evaluation after."""
     settings = {
         "env": {"id": "bench/Digits-v0"},
@@ -72,7 +72,7 @@ def run(staleness: int, steps: int, start: Path, url: str, out: Path) -> tuple[f
             "codec": "plain",
             "concurrency": 192,
         },
-        "decode": {"backend": "vllm", "urls": [url], "staleness": staleness},
+        "decode": {"backend": "vllm", "urls": urls, "staleness": staleness},
         "mismatch": {"correct": "truncated", "refuse": 10.0, "warn": 10.0},
         "groups": 8,
         "group_size": 8,
@@ -122,9 +122,7 @@ def main() -> None:
             server.weights_changed(0)
             first = 0.0
             for staleness in args.staleness:
-                wall, cpu, age, after = run(
-                    staleness, args.steps, base / "start", server._clients[0].where, base / str(staleness)
-                )
+                wall, cpu, age, after = run(staleness, args.steps, base / "start", server.urls, base / str(staleness))
                 first = first or wall
                 print(
                     f"| {staleness} | {wall:.2f} | {64 * 60 / wall:.0f} | {first / wall:.2f}x | {cpu:.2f} | {age:.2f} "

@@ -129,6 +129,11 @@ class VLLMPolicy:
         """Number of servers."""
         return len(self.config.urls) or self.config.servers
 
+    @property
+    def urls(self) -> list[str]:
+        """Where the servers are, as `decode.urls` takes them."""
+        return [client.where for client in self._clients]
+
     def open(self) -> VLLMSession:
         """Open a place for episodes."""
         return VLLMSession(self)

@@ -202,7 +202,7 @@ def test_weights_change_while_turns_are_written(served):
 @pytest.mark.vllm
 def test_a_server_that_did_not_take_the_weights_is_found_out(served, monkeypatch, tokenizers):
     """A server at an address cannot be started anew: the run stops, and says why."""
-    config = DecodeConfig(backend="vllm", urls=(served._clients[0].where,))
+    config = DecodeConfig(backend="vllm", urls=tuple(served.urls))
     with VLLMPolicy(served.model, served._tokenizer, served.renderer, config, Path(), LIMIT) as policy:
         policy.weights_changed(7)
         assert served.version != 7
@@ -229,7 +229,7 @@ def test_a_trainer_decodes_with_it(served, tmp_path, staleness):
         "env": {"id": "agentgym/VirtualHome-Food-v0"},
         "model": {"path": str(start), "threads": 1},
         "rollout": {"max_turns": 3, "max_new_tokens": 8, "context_limit": LIMIT, "codec": "plain"},
-        "decode": {"backend": "vllm", "urls": [served._clients[0].where], "staleness": staleness},
+        "decode": {"backend": "vllm", "urls": served.urls, "staleness": staleness},
         "mismatch": {"correct": "truncated", "refuse": 1.0},
         "groups": 2,
         "group_size": 3,
