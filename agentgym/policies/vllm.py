@@ -134,6 +134,11 @@ class VLLMPolicy:
         """Where the servers are, as `decode.urls` takes them."""
         return [client.where for client in self._clients]
 
+    @property
+    def server_pids(self) -> list[int]:
+        """The processes under which the servers that were started here run."""
+        return [server.pid for server in self._servers]
+
     def open(self) -> VLLMSession:
         """Open a place for episodes."""
         return VLLMSession(self)

@@ -113,6 +113,11 @@ class Folder:
                 text=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """The program under which everything runs that is started in it."""
+        return self._host.pid
+
     def close(self) -> None:
         """End what runs in it, and remove it."""
         assert self._host.stdin is not None

@@ -271,7 +271,7 @@ def test_a_server_that_is_killed_is_started_anew_and_no_turn_is_lost(served):
 
     def kill():
         time.sleep(0.5)
-        (pid,) = children(served._servers[0]._host.pid)
+        (pid,) = children(served.server_pids[0])
         os.kill(pid, signal.SIGKILL)
 
     turns = ask(served, prompts, new=400, meanwhile=kill)
