@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ class AheadRollout(Rollout):
         self._again = sorted(int(number) for number in kept.get("under_way", ()))
         self._under_way: dict[str, int] = {}
         self._given: list[str] = []
+        self._before = time.perf_counter()
         self._ready: queue.SimpleQueue[Group | str | BaseException] = queue.SimpleQueue()
         self._end, self._up = asyncio.Event(), threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -89,10 +91,15 @@ class AheadRollout(Rollout):
         self._given = []
 
     def metrics(self, trained: Sequence[Trajectory]) -> dict[str, float]:
-        """How old what is trained now is, and what was dropped since the start."""
+        """How old what is trained now is, what was dropped since the start, and tokens a second since the last time."""
         segments = [s for t in trained for s in t.segments]
         ages = [self.policy.version - v for s in segments for v in itertools.compress(s.versions, s.mask)]
-        return {"rollout/staleness": float(np.mean(ages)), "rollout/stale_groups": float(self.counts["stale"])}
+        before, self._before = self._before, time.perf_counter()
+        return {
+            "rollout/staleness": float(np.mean(ages)),
+            "rollout/stale_groups": float(self.counts["stale"]),
+            "perf/action_tok_s": len(ages) / (self._before - before),
+        }
 
     def close(self) -> None:
         """End what is under way."""
