@@ -608,28 +608,46 @@ RUN_FILES = {
     ],
     "evaluation.json": [b"{", b"[]", b'{"before": 3}', b'{"before": {"step": "x"}}', b"\xff", b"null"],
     "demonstrations.jsonl": [b"", b"{}\n", b"<html>\n", b"\xff\xfe\n", b'{"agentgym_trajectories": 99}\n'],
-    "checkpoints/LAST/model.safetensors": [b"", b"\x07" * 99, None],
-    "checkpoints/LAST/trainer_state.pt": [b"\x07" * 99, b"PK\x03\x04", b"\x80\x04}q\x00."],
+}
+CHECKPOINT_FILES = {
+    "model.safetensors": [b"", b"\x07" * 99, None],
+    "trainer_state.pt": [b"\x07" * 99, b"PK\x03\x04", b"\x80\x04}q\x00."],
 }
 
 
 @pytest.mark.parametrize(("file", "data"), [(f, d) for f, versions in RUN_FILES.items() for d in versions], ids=ascii)
 def test_a_damaged_run_is_not_resumed(run, trained, tmp_path, file, data):
     folder = shutil.copytree(trained, tmp_path / "run")
-    last = sorted(p.name for p in (folder / "checkpoints").iterdir())[-1]
-    name = file.replace("LAST", last)
-    assert (folder / name).exists(), sorted(p for p in folder.rglob("*") if p.is_file())
-    if data is None:
-        (folder / name).unlink()
-    else:
-        (folder / name).write_bytes(data)
+    assert (folder / file).exists(), sorted(p for p in folder.rglob("*") if p.is_file())
+    (folder / file).write_bytes(data)
     before = snapshot(folder)
     result = run("train", "sft", "--out", folder, "--resume", "--set", *QUICK, "save_every=1")
-    check_refused(result, Path(name).name if "LAST" not in file else last)
+    check_refused(result, Path(file).name)
     after = snapshot(folder)
     assert {k: v for k, v in after.items() if k in before and "versions.json" not in k} == {
         k: v for k, v in before.items() if "versions.json" not in k
     }
+
+
+@pytest.mark.parametrize(("file", "data"), [(f, d) for f, data in CHECKPOINT_FILES.items() for d in data], ids=ascii)
+def test_a_damaged_checkpoint_is_set_aside_and_only_the_last_one_stops_the_run(run, trained, tmp_path, file, data):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    names = sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+    def damage(name):
+        path = folder / "checkpoints" / name / file
+        path.unlink() if data is None else path.write_bytes(data)
+
+    damage(names[-1])
+    with pytest.warns(UserWarning, match=rf"{names[-1]} is damaged .*going on from {names[-2]}"):
+        code, _, _ = run("train", "sft", "--out", folder, "--resume", "--set", *QUICK, "save_every=1")
+    assert code == 0
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [f"damaged_{names[-1]}", *names]
+    for name in names:
+        damage(name)
+    with pytest.warns(UserWarning, match=f"{names[-1]} is damaged"):
+        result = run("train", "sft", "--out", folder, "--resume", "--set", *QUICK, "save_every=1")
+    check_refused(result, names[0], "damaged")
 
 
 VIEWED = {

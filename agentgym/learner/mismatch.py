@@ -48,10 +48,11 @@ class MismatchConfig:
     def __post_init__(self) -> None:
         if not 1 < self.cap < math.inf:
             raise ConfigError(f"mismatch.cap is {self.cap}: it must be above 1")
-        if not 0 < self.warn <= self.refuse:
-            raise ConfigError(
-                f"mismatch.warn ({self.warn}) must be above 0 and at most mismatch.refuse ({self.refuse})"
-            )
+        for name in ("warn", "refuse"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"mismatch.{name} is {getattr(self, name)}: it must be above 0")
+        if self.warn > self.refuse:
+            raise ConfigError(f"mismatch.warn ({self.warn}) must be at most mismatch.refuse ({self.refuse})")
 
 
 def importance(log_ratio: torch.Tensor, config: MismatchConfig) -> torch.Tensor:
