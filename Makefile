@@ -21,11 +21,11 @@ pretrained: setup  ## Warm-start SmolLM2-135M and let it learn the same game in 
 alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folder instead of a download)
 	@.venv/bin/python -m agentgym.envs.alfworld_fetch $(if $(FROM),--from $(FROM))
 
-test:  ## Lint, types, and all but the slow tests
+test:  ## Lint, types, and all but the slow tests; vLLM is set up meanwhile
 	@scripts/setup.sh --test
-	@scripts/setup_vllm.sh
-	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -m "not slow" --durations 25
+	@scripts/setup_vllm.sh & \
+	  $(MAKE) --no-print-directory lint && .venv/bin/pytest -m "not slow" --durations 25; \
+	  code=$$?; wait; exit $$code
 
 test-slow: setup  ## The slow tests
 	@.venv/bin/pytest -m slow

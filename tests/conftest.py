@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -218,7 +220,11 @@ def _cannot(reason: str):
 
 @pytest.fixture(scope="session")
 def vllm_install():
-    """An environment with vLLM."""
+    """An environment with vLLM; `make test` may still be setting it up."""
+    own = Path(__file__).parents[1] / ".venv-vllm"
+    deadline = time.monotonic() + 1200
+    while own.exists() and not (own / "stamp").exists() and time.monotonic() < deadline:
+        time.sleep(1)
     try:
         return find_install()
     except ConfigError as error:
