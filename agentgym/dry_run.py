@@ -114,21 +114,29 @@ def _adapters(model: Any, config: ModelConfig) -> int:
     return sum(config.lora.rank * (m.in_features + m.out_features) for m in chosen)
 
 
+def _element(cfg: Any) -> int:
+    """Bytes of a parameter."""
+    return int(cfg.model.torch_dtype().itemsize)
+
+
+def _cached(cfg: Any, model: Shapes) -> int:
+    """Bytes of the keys and values of all episodes that run at a time, at their longest."""
+    token = 2 * model.layers * model.kv_heads * model.head_dim * _element(cfg)
+    return int(cfg.rollout.concurrency * cfg.rollout.context_limit * token)
+
+
 def memory(cfg: Any, model: Shapes) -> dict[str, float]:
     """Estimated bytes of the trainer, by what needs them, at the largest micro-batch.
 
     Activations are those of a decoder layer with fused attention: what is kept of a token for the gradient is about
     8 times the width and 4 times the inner width. Adapters leave out none of that.
     """
-    size = {"float32": 4, "bfloat16": 2, "float16": 2}[cfg.model.dtype]
+    size = _element(cfg)
     computed = 2 if cfg.optim.autocast else size
-    longest = cfg.rollout.context_limit
-    tokens = max(cfg.optim.token_budget, longest)
+    tokens = max(cfg.optim.token_budget, cfg.rollout.context_limit)
     written = min(tokens, CHUNK)
     algo, critic = getattr(cfg, "algo", None), getattr(cfg, "critic", None)
     copies = int(bool(getattr(algo, "kl_coef", 0)) or (critic is not None and critic.backbone == "frozen"))
-    cache = 2 * model.layers * model.kv_heads * model.head_dim * size
-    decoding = 0 if served(cfg) else cfg.rollout.concurrency * longest * cache
     return {
         "weights": model.parameters * size,
         "frozen copy": copies * (model.parameters if model.trained == model.parameters else 0) * size,
@@ -136,7 +144,7 @@ def memory(cfg: Any, model: Shapes) -> dict[str, float]:
         "AdamW": model.trained * _ADAM,
         "activations": model.layers * tokens * (8 * model.hidden + 4 * model.inner) * computed,
         "logits": 3 * written * model.vocabulary * 4,
-        "keys and values": decoding,
+        "keys and values": 0 if served(cfg) else _cached(cfg, model),
     }
 
 
@@ -169,13 +177,10 @@ def check(cfg: Any, model: Shapes) -> list[str]:
             f"({cfg.rollout.context_limit}): a long trajectory is a micro-batch of its own"
         )
     if served(cfg):
-        size = 4 if cfg.model.dtype == "float32" else 2
-        row = 2 * model.layers * model.kv_heads * model.head_dim * size * cfg.rollout.context_limit
-        need = (model.parameters * size + cfg.rollout.concurrency * row) / _GIB
+        weights, cached = model.parameters * _element(cfg) / _GIB, _cached(cfg, model) / _GIB
         notes.append(
-            f"each vLLM server needs {model.parameters * size / _GIB:.1f} GiB for weights and up to "
-            f"{cfg.rollout.concurrency * row / _GIB:.1f} GiB for keys and values of {cfg.rollout.concurrency} rows "
-            f"({need:.1f} GiB in all), beside the trainer or on another card"
+            f"each vLLM server needs {weights:.1f} GiB for weights and up to {cached:.1f} GiB for keys and values of "
+            f"{cfg.rollout.concurrency} rows ({weights + cached:.1f} GiB in all), beside the trainer or on another card"
         )
     return notes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import Counter
 
@@ -11,6 +10,7 @@ import helpers_envs
 import pytest
 from agentgym.trainers import grpo
 from helpers_envs import RELEASE
+from helpers_threads import none_left
 
 from agentgym.ahead import AheadRollout, oldest
 from agentgym.env_worker import EnvPool
@@ -25,14 +25,8 @@ GROUPS, SIZE = 3, 2
 @pytest.fixture(autouse=True)
 def clean():
     """No test sees what another left, and none leaves a thread behind."""
-    helpers_envs.forget()
-    before = threading.active_count()
-    yield
-    RELEASE.set()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert threading.active_count() <= before
+    with none_left(helpers_envs.forget, RELEASE):
+        yield
 
 
 class Versioned(CannedPolicy):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from helpers_envs import BROKEN, MADE, OPEN, RELEASE, RESETS, STEPS, Named
 from helpers_policies import tiny_policy
+from helpers_threads import none_left
 
 from agentgym import seeding, store
 from agentgym.actions import Plain, make_codec
@@ -32,14 +33,8 @@ FAULT = "test/Fault-v0"
 @pytest.fixture(autouse=True)
 def clean():
     """No test sees what another left, and none leaves a thread behind."""
-    helpers_envs.forget()
-    before = threading.active_count()
-    yield
-    RELEASE.set()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert threading.active_count() <= before
+    with none_left(helpers_envs.forget, RELEASE):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import helpers_games
@@ -15,6 +13,7 @@ import torch
 from helpers_envs import Named
 from helpers_games import RELEASE, Ring
 from helpers_policies import tiny_policy
+from helpers_threads import none_left
 
 from agentgym import store
 from agentgym.aec import make_classic
@@ -33,14 +32,8 @@ SEATS = ("seat_0", "seat_1", "seat_2")
 @pytest.fixture(autouse=True)
 def clean():
     """No test sees what another left, and none leaves a thread behind."""
-    helpers_games.forget()
-    before = threading.active_count()
-    yield
-    RELEASE.set()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert threading.active_count() <= before
+    with none_left(helpers_games.forget, RELEASE):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from agentgym.errors import EngineError
 from agentgym.pictures import Picture
 from agentgym.policies.probe import Probe
 from agentgym.renderer import Renderer
@@ -47,6 +48,19 @@ class Request:
     probe: Probe | None = None
     images: Sequence[ImageSpan] = ()
     pictures: Mapping[str, Picture] = field(default_factory=dict)
+
+
+def check_request(request: Request, vocab_size: int) -> None:
+    """Refuse a turn that a model with ``vocab_size`` tokens cannot write.
+
+    Raises:
+        EngineError: If so.
+    """
+    if not request.ids or request.max_new_tokens < 1:
+        raise EngineError("a turn needs a prompt of one token and room for one new token")
+    read = [*request.ids, *(request.probe.ids if request.probe else ())]
+    if not 0 <= min(read) <= max(read) < vocab_size:
+        raise EngineError(f"the prompt holds a token that the model does not know (it has {vocab_size})")
 
 
 @dataclass

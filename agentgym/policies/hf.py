@@ -20,7 +20,7 @@ from agentgym.errors import ContextFull, EngineError
 from agentgym.learner.attention import hidden_states, logits_at
 from agentgym.learner.logprobs import score
 from agentgym.learner.places import keys_of
-from agentgym.policies.base import Generation, Request
+from agentgym.policies.base import Generation, Request, check_request
 from agentgym.policies.engine import Engine
 from agentgym.policies.eyes import Eyes, View, positions_in
 from agentgym.policies.kv_cache import KVCache, Step, common_prefix
@@ -187,11 +187,7 @@ class HFPolicy:
             raise EngineError("the session is closed")
         if session.job is not None and not session.job.future.done():
             raise EngineError("the session writes another turn")
-        if not request.ids or request.max_new_tokens < 1:
-            raise EngineError("a turn needs a prompt of one token and room for one new token")
-        read = [*request.ids, *(request.probe.ids if request.probe else ())]
-        if not 0 <= min(read) <= max(read) < self.vocab_size:
-            raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
+        check_request(request, self.vocab_size)
         if request.images and not self.renderer.sees:
             raise EngineError("the prompt holds images, but the model reads text only")
 

@@ -28,7 +28,7 @@ from agentgym.errors import ConfigError, ContextFull, EngineError
 from agentgym.learner import lora
 from agentgym.learner.logprobs import score
 from agentgym.learner.vision import vision_of
-from agentgym.policies.base import Generation, Request
+from agentgym.policies.base import Generation, Request, check_request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
 from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
@@ -210,10 +210,7 @@ class VLLMPolicy:
     def _check(self, request: Request) -> None:
         if self._folder is None:
             raise EngineError("the vLLM servers have no weights yet: call weights_changed first")
-        if not request.ids or request.max_new_tokens < 1:
-            raise EngineError("a turn needs a prompt of one token and room for one new token")
-        if not 0 <= min(request.ids) <= max(request.ids) < self.vocab_size:
-            raise EngineError(f"the prompt holds a token that the model does not know (it has {self.vocab_size})")
+        check_request(request, self.vocab_size)
         behind = max(request.max_new_tokens, len(request.probe.ids) + 1 if request.probe else 0)
         if self.context_limit is not None and len(request.ids) + behind > self.context_limit:
             raise ContextFull(
