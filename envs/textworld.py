@@ -388,6 +388,13 @@ def _publish(made: Path, folder: Path) -> None:
     shutil.rmtree(made)
 
 
+def _forget_the_day(game: Path) -> None:
+    """Make the header's serial number, which is the day of compilation, the same for all (Z-machine standard, 11.1)."""
+    with game.open("r+b") as file:
+        file.seek(0x12)
+        file.write(b"000000")
+
+
 def _generate(order: dict[str, Any]) -> None:
     """In the generator's own process: make the games of an order."""
     import textworld.challenges
@@ -409,6 +416,7 @@ def _generate(order: dict[str, Any]) -> None:
         options.grammar.only_last_action = not directions
         compile_game(make({**difficulty, "recipe_seed": seed, "split": foods}, options), options)
         (made / "game.ni").unlink(missing_ok=True)
+        _forget_the_day(made / "game.z8")
         (made / "digest.json").write_text(json.dumps(_digest(made)))
         _publish(made, root / str(seed))
 

@@ -158,6 +158,8 @@ def test_generation_does_not_depend_on_the_hash_seed(cache, tmp_path):
     ]
     assert out[0] == out[1]
     assert "game.z8" in out[0]
+    for game in tmp_path.rglob("game.z8"):
+        assert game.read_bytes()[0x12:0x18] == b"000000"  # not the day of compilation
 
 
 def test_splits_are_disjoint(make):

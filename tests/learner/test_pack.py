@@ -302,7 +302,7 @@ def test_logits_are_made_in_chunks_without_a_difference(doubles, monkeypatch):
     rng = np.random.default_rng(0)
     trajectories = [build_trajectory(rng, [1, 2, 3], [(2, 5, None), (3, 4, None)], VOCAB) for _ in range(3)]
     whole = train(doubles["llama"], trajectories, "sft")
-    monkeypatch.setattr(logprobs, "_CHUNK", 4)
+    monkeypatch.setattr(logprobs, "CHUNK", 4)
     assert_same(whole, train(doubles["llama"], trajectories, "sft"), TIGHT)
 
 
