@@ -2,6 +2,7 @@
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
+JOBS ?= 2
 
 setup:  ## Create .venv with pinned packages (DEVICE=cuda for the CUDA build of torch)
 	@scripts/setup.sh
@@ -24,7 +25,7 @@ alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folde
 test:  ## Lint, types, and all but the slow tests; vLLM is set up meanwhile
 	@scripts/setup.sh --test
 	@scripts/setup_vllm.sh & \
-	  $(MAKE) --no-print-directory lint && .venv/bin/pytest -m "not slow" --durations 25; \
+	  $(MAKE) --no-print-directory lint && .venv/bin/pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25; \
 	  code=$$?; wait; exit $$code
 
 test-slow: setup  ## The slow tests

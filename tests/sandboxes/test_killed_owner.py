@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import random
 import signal
 import subprocess
@@ -21,7 +22,7 @@ def work():
         box = open_sandbox(sys.argv[1])
         for _ in range(3):
             box.python("x = 1")
-            box.exec("sleep 0.05; (sleep 1000 &) ; setsid sleep 1000 & echo hi")
+            box.exec(f"sleep 0.05; (sleep {sys.argv[2]} &) ; setsid sleep {sys.argv[2]} & echo hi")
             box.put("file", bytes(100_000))
             box.reset()
         box.close()
@@ -30,8 +31,11 @@ print("ready", flush=True)
 threads = [threading.Thread(target=work) for _ in range(2)]
 for thread in threads:
     thread.start()
+for thread in threads:
+    thread.join()
 """
 ROUNDS, AT_ONCE = 10, 5
+SECONDS, MARK = str(1000 + os.getpid() / 1e7), f"AGENTGYM_TEST_{os.getpid()}"  # these owners' alone
 
 
 def left_behind(owners: set[int]) -> list[str]:
@@ -46,9 +50,11 @@ def left_behind(owners: set[int]) -> list[str]:
         try:
             with open(path, "rb") as file:
                 argv = file.read()
+            with open(path.replace("cmdline", "environ"), "rb") as file:
+                environ = file.read()
         except OSError:
             continue
-        if b"sleep\x001000" in argv or (b"bwrap" in argv and b"agentgym.sandboxes.worker" in argv):
+        if f"sleep\0{SECONDS}".encode() in argv or (b"bwrap" in argv and f"{MARK}=1".encode() in environ):
             found.append(f"process {path}")
     return found
 
@@ -58,13 +64,15 @@ def left_behind(owners: set[int]) -> list[str]:
 @pytest.mark.parametrize("backend", ["docker", "bubblewrap"])
 def test_nothing_is_left_after_fifty_kills(backend, docker_host, bubblewrap):
     draw = random.Random(backend)
+    argv, marked = [sys.executable, "-c", OWNER, backend, SECONDS], {**os.environ, MARK: "1"}
     killed: set[int] = set()
     for _ in range(ROUNDS):
-        owners = [
-            subprocess.Popen([sys.executable, "-c", OWNER, backend], stdout=subprocess.PIPE) for _ in range(AT_ONCE)
-        ]
+        owners = [subprocess.Popen(argv, stdout=subprocess.PIPE, env=marked) for _ in range(AT_ONCE)]
         for owner in owners:
             assert owner.stdout.readline() == b"ready\n"
+        deadline = time.monotonic() + 20
+        while not any("process" in name for name in left_behind(set())):
+            assert time.monotonic() < deadline, "what is looked for is not seen while it is there"
         for owner in owners:
             time.sleep(draw.uniform(0, 0.35))
             owner.send_signal(signal.SIGKILL)
