@@ -129,12 +129,15 @@ def memory(cfg: Any, model: Shapes) -> dict[str, float]:
     """Estimated bytes of the trainer, by what needs them, at the largest micro-batch.
 
     Activations are those of a decoder layer with fused attention: what is kept of a token for the gradient is about
-    8 times the width and 4 times the inner width. Adapters leave out none of that.
+    8 times the width and 4 times the inner width. Adapters leave out none of that. With gradient checkpointing it is
+    kept of one layer at a time, and the width of each.
     """
     size = _element(cfg)
     computed = 2 if cfg.optim.autocast else size
     tokens = max(cfg.optim.token_budget, cfg.rollout.context_limit)
     written = min(tokens, CHUNK)
+    layer = 8 * model.hidden + 4 * model.inner
+    kept = layer + model.layers * model.hidden if cfg.optim.gradient_checkpointing else model.layers * layer
     algo, critic = getattr(cfg, "algo", None), getattr(cfg, "critic", None)
     copies = int(bool(getattr(algo, "kl_coef", 0)) or (critic is not None and critic.backbone == "frozen"))
     return {
@@ -142,7 +145,7 @@ def memory(cfg: Any, model: Shapes) -> dict[str, float]:
         "frozen copy": copies * (model.parameters if model.trained == model.parameters else 0) * size,
         "gradients": model.trained * 4,
         "AdamW": model.trained * _ADAM,
-        "activations": model.layers * tokens * (8 * model.hidden + 4 * model.inner) * computed,
+        "activations": tokens * kept * computed,
         "logits": 3 * written * model.vocabulary * 4,
         "keys and values": 0 if served(cfg) else _cached(cfg, model),
     }

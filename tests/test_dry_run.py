@@ -94,6 +94,14 @@ def test_activations_are_about_what_is_kept_for_the_gradient(tokenizers, tokens)
     assert 0.6 < estimated / measured < 1.7
 
 
+def test_gradient_checkpointing_keeps_one_layer_and_the_inputs_of_all():
+    cfg = grpo.Config(optim=OptimConfig(token_budget=1000, gradient_checkpointing=True))
+    cfg.model = ModelConfig(vocab_size=300, hidden=128, layers=6, heads=4)
+    cfg.rollout.context_limit = 1000
+    found = shapes(cfg.model)
+    assert memory(cfg, found)["activations"] == 1000 * 4 * (8 * 128 + 4 * found.inner + 6 * 128)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

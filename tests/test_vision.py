@@ -22,7 +22,7 @@ from agentgym.learner import checkpoint
 from agentgym.learner.learner import Learner, OptimConfig
 from agentgym.learner.logprobs import read, token_logprobs
 from agentgym.learner.losses import clipped_surrogate, token_weights
-from agentgym.learner.model import prepare, renderer_of
+from agentgym.learner.model import checkpoint_layers, prepare, renderer_of
 from agentgym.learner.pack import pack, rows_of
 from agentgym.learner.places import positions_of
 from agentgym.learner.setup import ModelConfig, open_model
@@ -214,6 +214,18 @@ def test_layouts_are_equivalent(family, context):
     tower = [p for n, p in policy.model.named_parameters() if "visual" in n or "vision_model" in n]
     assert tower
     assert any(float(p.grad.norm()) > 0 for p in tower if p.grad is not None)
+    policy.model.zero_grad(set_to_none=True)
+
+
+def test_gradient_checkpointing_changes_nothing(family):
+    policy = policy_of(family)
+    batch = packed(with_advantages(play(policy)))
+    plain = loss_and_gradient(policy.model, batch, 6)
+    again = copy.deepcopy(policy.model)
+    checkpoint_layers(again)
+    found = loss_and_gradient(again, batch, 6)
+    assert found[0] == plain[0]
+    assert torch.equal(found[1], plain[1])
     policy.model.zero_grad(set_to_none=True)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from agentgym.errors import AgentGymError, ConfigError
 from agentgym.learner.logprobs import TokenOutput, token_logprobs
+from agentgym.learner.model import checkpoint_layers
 from agentgym.learner.pack import MicroBatch
 
 LossFn = Callable[[TokenOutput, MicroBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -31,6 +32,8 @@ class OptimConfig:
         grad_clip: Largest gradient norm.
         token_budget: Most tokens of a micro-batch; more of them need more memory and save little time.
         share_prefixes: Compute prompts that rows share only once.
+        gradient_checkpointing: Keep only the input of every layer for the gradient and compute the layer again on the
+            way back: a third more time, and memory for long contexts.
         autocast: Compute the update in bfloat16 while the parameters stay in float32: faster, but the recomputed
             log-probabilities then differ from those at sampling by a few hundredths.
     """
@@ -45,6 +48,7 @@ class OptimConfig:
     grad_clip: float = 1.0
     token_budget: int = 8192
     share_prefixes: bool = True
+    gradient_checkpointing: bool = False
     autocast: bool = False
 
     def __post_init__(self) -> None:
@@ -101,6 +105,8 @@ class Learner:
             ConfigError: If parameters of half precision would be trained: small updates would round to nothing.
         """
         self.model, self.config, self.head = model, config, head
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
         self.device = next(model.parameters()).device
         trained = [p for p in model.parameters() if p.requires_grad]
         if any(p.dtype in (torch.bfloat16, torch.float16) for p in trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import cached_file, logging
 
@@ -100,6 +102,18 @@ def frozen_copy(model: Any) -> Any:
     """
     shared = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Make every decoder layer keep its input alone where a gradient is wanted, and be computed again for it."""
+    for layer in model.get_decoder().layers:
+        layer.forward = functools.partial(_again, layer.forward)
+
+
+def _again(forward: Any, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def prepare(model: Any, vision: Vision | None = None) -> Any:
