@@ -6,6 +6,7 @@ Every error a user can make is one line on standard error, with the fix in it, a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         action="append",
         metavar="P",
-        help="expert, random, canned:A;B, hf:FOLDER or openai:MODEL@URL; repeat to compare with the first one",
+        help="expert, random, canned:A;B, hf:FOLDER, vllm:FOLDER or openai:MODEL@URL; repeat to compare with the first",
     )
     evaluate.add_argument("--episodes", type=int, default=100, metavar="N", help="default: 100")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="chooses the episodes (default: 0)")
@@ -226,8 +227,9 @@ def _eval(args: argparse.Namespace) -> None:
     chosen = config.build(EvalSettings, values)
     results: list[dict[str, Any]] = []
     baseline: list[Trajectory] = []
-    with chosen.env.pool() as pool, progress(disable=args.json) as bar:
-        policies = [make_policy(spec, args.threads) for spec in args.policy]
+    with chosen.env.pool() as pool, progress(disable=args.json) as bar, contextlib.ExitStack() as stack:
+        logs = Path(args.out or "runs") / "vllm"
+        policies = [_opened(make_policy(spec, args.threads, chosen.rollout, logs), stack) for spec in args.policy]
         for spec, policy in zip(args.policy, policies, strict=True):
             policy.name = spec
             job = bar.add_task(spec, total=args.episodes, note="")
@@ -253,6 +255,11 @@ def _eval(args: argparse.Namespace) -> None:
         print(json.dumps(results[0] if len(results) == 1 else results))
         return
     _print_evaluations(results)
+
+
+def _opened(policy: Any, stack: contextlib.ExitStack) -> Any:
+    """A policy, whose server ends with ``stack`` if it has one."""
+    return stack.enter_context(policy) if isinstance(policy, contextlib.AbstractContextManager) else policy
 
 
 def _print_evaluations(results: list[dict[str, Any]]) -> None:
@@ -362,8 +369,8 @@ def _play(args: argparse.Namespace) -> int:
     chosen = _env_settings(EvalSettings, args)
     if args.policy is None:
         return play.by_hand(make_env(chosen.env.id, chosen.env.kwargs), args.seed, chosen.env.options)
-    with chosen.env.pool() as pool:
-        policy = make_policy(args.policy)
+    with chosen.env.pool() as pool, contextlib.ExitStack() as stack:
+        policy = _opened(make_policy(args.policy, rollout=chosen.rollout), stack)
         policy.name = args.policy
         return play.by_policy(pool, policy, chosen.rollout, args.seed, chosen.env.options)
 

@@ -6,16 +6,21 @@ import hashlib
 import importlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agentgym.errors import ConfigError, missing, unknown
 from agentgym.policies.base import Policy
 from agentgym.policies.scripted import CannedPolicy, ExpertPolicy, RandomPolicy
+
+if TYPE_CHECKING:
+    from agentgym.rollout import RolloutConfig
 
 SPECS = {
     "expert": "the environment's own expert",
     "random": "a random admissible command",
     "canned:A;B;...": "the actions A, B, ..., the last one repeated",
     "hf:FOLDER": "a transformers model, by folder or Hugging Face id",
+    "vllm:FOLDER": "the same, decoded by a server of vLLM; what it samples does not repeat itself",
     "openai:MODEL@URL": "a model behind an OpenAI-compatible chat endpoint; the key is in OPENAI_API_KEY",
     "react:POLICY": "a model that is told to reason before it acts; Werewolf",
     "recon:POLICY": "a model that thinks of how others see it before it answers; Werewolf",
@@ -27,18 +32,27 @@ _PROMPTED = {
     "recon": ("agentgym.envs.werewolf_agents", "ReConPolicy"),
     "sla": ("agentgym.envs.werewolf_sla", "SLAPolicy"),
 }
+_LOADED = ("hf", "vllm")
 _MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
 
 
-def make_policy(spec: str, threads: int = 0) -> Policy:
+def make_policy(
+    spec: str, threads: int = 0, rollout: RolloutConfig | None = None, logs: Path = Path("runs/vllm")
+) -> Policy:
     """Make the policy that ``spec`` names (see `SPECS`).
 
     Args:
         spec: The name.
         threads: CPU threads of torch for a model, 0 for its own choice.
+        rollout: Says how many tokens and episodes at a time a server must have room for.
+        logs: Folder for what a server writes.
+
+    Returns:
+        The policy. One with a server is a context manager, and ends the server; the end of this process does too.
 
     Raises:
-        ConfigError: For an unknown name or a model that cannot be loaded.
+        ConfigError: For an unknown name or a model that cannot be loaded or served.
+        EngineError: If its server does not start.
         MissingDependency: If a model is asked for without torch and transformers, or an endpoint without openai.
     """
     kind, _, rest = spec.partition(":")
@@ -52,17 +66,26 @@ def make_policy(spec: str, threads: int = 0) -> Policy:
         return _openai(rest, spec)
     if kind in _PROMPTED:
         return _prompted(kind, rest, threads)
-    if kind != "hf":
+    if kind not in _LOADED:
         raise unknown("policy", spec, SPECS)
     if not rest:
-        raise ConfigError("policy hf: needs a folder or a Hugging Face id: hf:runs/quickstart/grpo/final")
+        raise ConfigError(f"policy {kind}: needs a folder or a Hugging Face id: {kind}:runs/quickstart/grpo/final")
     try:
         from agentgym.learner.setup import ModelConfig, open_model
+        from agentgym.policies.decode import DecodeConfig
         from agentgym.policies.hf import HFPolicy
+        from agentgym.policies.vllm import VLLMPolicy
+        from agentgym.rollout import RolloutConfig
     except ModuleNotFoundError as error:
         raise missing(str(error.name), "train") from error
-    model, _, renderer = open_model(ModelConfig(path=rest, threads=threads), 0, None)
-    return HFPolicy(model, renderer, spec)
+    model, tokenizer, renderer = open_model(ModelConfig(path=rest, threads=threads), 0, None)
+    if kind == "hf":
+        return HFPolicy(model, renderer, spec)
+    room = rollout or RolloutConfig()
+    decode = DecodeConfig(backend="vllm")
+    served = VLLMPolicy(model, tokenizer, renderer, decode, logs, room.context_limit, room.concurrency, spec)
+    served.weights_changed(0)
+    return served
 
 
 def fingerprint(spec: str) -> str:
@@ -75,7 +98,7 @@ def fingerprint(spec: str) -> str:
     if kind in _PROMPTED:
         return fingerprint(rest)
     folder = Path(rest).expanduser()
-    if kind != "hf" or not folder.is_dir():
+    if kind not in _LOADED or not folder.is_dir():
         return ""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in _MODEL_FILES and p.is_file()):

@@ -25,10 +25,12 @@ from agentgym.learner.tiny import build_model
 from agentgym.policies.base import Request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.probe import Probe
+from agentgym.policies.specs import fingerprint, make_policy
 from agentgym.policies.vllm import VLLMPolicy
 from agentgym.policies.vllm_client import Unreachable, VLLMClient
 from agentgym.policies.vllm_server import Install, VLLMServer, find_install
 from agentgym.renderer import HFTokenizer, Renderer
+from agentgym.rollout import RolloutConfig
 
 EXACT = 2e-5
 """Largest difference of a log-probability in float32, in nats."""
@@ -46,12 +48,15 @@ def small_model(tokenizer, seed=0):
 
 @pytest.fixture(scope="module")
 def served(vllm_install, tokenizers, tmp_path_factory):
-    """A policy with a server of its own."""
-    tokenizer = tokenizers()
-    config = DecodeConfig(backend="vllm", python=vllm_install.python, kv_cache_gb=1)
-    logs = tmp_path_factory.mktemp("vllm")
-    with VLLMPolicy(small_model(tokenizer), tokenizer, Renderer(HFTokenizer(tokenizer)), config, logs, LIMIT) as policy:
-        policy.weights_changed(0)
+    """A policy with a server of its own, as the command line makes it."""
+    tokenizer, folder, logs = tokenizers(), tmp_path_factory.mktemp("model") / "final", tmp_path_factory.mktemp("vllm")
+    checkpoint.save_model(folder, small_model(tokenizer), tokenizer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AGENTGYM_VLLM_PYTHON", vllm_install.python)
+        made = make_policy(f"vllm:{folder}", 1, RolloutConfig(context_limit=LIMIT), logs)
+    assert isinstance(made, VLLMPolicy)
+    with made as policy:
+        assert (logs / "vllm-0.log").exists()
         yield policy
         folder = policy._folder.path
         assert folder.exists()
@@ -364,6 +369,16 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path, how):
     while alive(mark) or folder.exists():
         assert time.monotonic() < deadline, "something is left"
         time.sleep(0.05)
+
+
+def test_an_evaluation_knows_the_model_again(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    before = fingerprint(f"vllm:{tmp_path}")
+    assert before == fingerprint(f"hf:{tmp_path}") != ""
+    (tmp_path / "model.safetensors").write_bytes(b"2")
+    assert fingerprint(f"vllm:{tmp_path}") != before
+    with pytest.raises(ConfigError, match="policy vllm: needs a folder"):
+        make_policy("vllm:")
 
 
 def test_what_is_missing_is_said_before_anything_starts(tmp_path, tokenizers):
