@@ -80,7 +80,7 @@ def busy(moments: Moments, start: float, stop: float, points: int = 400) -> tupl
 def run(
     staleness: int, steps: int, start: Path, urls: list[str], out: Path
 ) -> tuple[float, float, float, Evaluation, tuple[np.ndarray, np.ndarray]]:
-    """Train; seconds a step, CPU seconds of this process a step, mean staleness, the evaluation after, turns over time."""
+    """Train; seconds a step, CPU seconds of this process a step, mean staleness, the evaluation, turns over time."""
     settings = {
         "env": {"id": "bench/Digits-v0"},
         "model": {"path": str(start), "threads": 1},
