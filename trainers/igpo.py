@@ -114,6 +114,10 @@ class Config(grpo.Config):
             raise ConfigError(
                 "algo.resample throws away groups with equal outcomes, and IGPO learns from their gains: leave it out"
             )
+        if self.decode.lora == "adapter" and self.igpo.gain != "none":
+            raise ConfigError(
+                "decode.lora is adapter, with which vLLM cannot score the gold answers that IGPO needs: use merged"
+            )
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

@@ -123,12 +123,17 @@ def load_weights(model: Any, folder: Path) -> None:
     set_peft_model_state_dict(model, saved)
 
 
+def base_state(model: Any) -> dict[str, torch.Tensor]:
+    """The weights of an adapted model without its adapters, under the names of the model without."""
+    inner = model.get_base_model().state_dict()
+    return {n.replace(".base_layer", ""): t for n, t in inner.items() if ".lora_" not in n}
+
+
 @torch.no_grad()
 def merged_state(model: Any) -> dict[str, torch.Tensor]:
     """The weights of an adapted model with its adapters added to them, under the names of the model without."""
-    inner = model.get_base_model()
-    state = {n.replace(".base_layer", ""): t for n, t in inner.state_dict().items() if ".lora_" not in n}
-    for name, module in inner.named_modules():
+    state = base_state(model)
+    for name, module in model.get_base_model().named_modules():
         if hasattr(module, "get_delta_weight") and (adapter := module.active_adapters[0]) in module.lora_A:
             state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight(adapter)
     return state

@@ -18,6 +18,8 @@ class DecodeConfig:
             every update.
         staleness: Most versions that the policy which wrote a token may be behind the one that is trained on it;
             above 0 groups are played ahead while the learner updates.
+        lora: How servers get adapters: merged into the weights of the model, which they read anew; or adapter: alone,
+            beside a model that stays (servers at ``urls`` then need --enable-lora).
         servers: How many are started here.
         urls: Servers that run already, in place of those started here: ``http://HOST:PORT``, or ``unix:`` and the
             file of a socket. Start them with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; a key, if they want one, is
@@ -37,6 +39,7 @@ class DecodeConfig:
 
     backend: Literal["hf", "vllm"] = "hf"
     staleness: int = 0
+    lora: Literal["merged", "adapter"] = "merged"
     servers: int = 1
     urls: tuple[str, ...] = ()
     weights_dir: str = ""

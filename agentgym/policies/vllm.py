@@ -2,8 +2,10 @@
 
 Weights change in place: the servers stop, read the new weights from a folder in memory, forget every key and value of
 the old ones, and go on. A turn that was being written then goes on too: what was written stays as it is, with the
-version that wrote it, and the rest is sampled by the new weights after the prompt and that, read anew. Before it is
-believed that a server has new weights, it must give the trainer's own log-probabilities on a probe.
+version that wrote it, and the rest is sampled by the new weights after the prompt and that, read anew. Adapters may
+instead be sent alone, beside a model that stays (``decode.lora=adapter``): nothing stops, and a turn that is being
+written is ended by the adapter that began it. Before it is believed that a server has new weights, it must give the
+trainer's own log-probabilities on a probe.
 
 What is sampled depends on what else the servers had to do at that time: unlike `HFPolicy` a run does not repeat itself.
 """
@@ -12,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from agentgym.errors import ConfigError, ContextFull, EngineError
 from agentgym.learner import lora
@@ -32,9 +32,10 @@ from agentgym.policies.base import Generation, Request, check_request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
 from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
+from agentgym.policies.vllm_weights import Adapters, Merged
 from agentgym.renderer import Renderer
 
-_TRIES, _PROBE_TOKENS = 3, 32
+_TRIES, _PROBE_TOKENS, _PROBE_SAMPLED = 3, 32, 8
 _BLOCK = 32
 """Tokens that are cached together; the 128 that are usual on a CPU are longer than most turns."""
 
@@ -109,6 +110,9 @@ class VLLMPolicy:
         self.stats = {"sampled": 0, "prompt": 0, "cached": 0, "restarts": 0, "sync_s": 0.0}
         if vision_of(model) is not None:
             raise ConfigError("decode.backend is vllm, but the model sees: models with images decode with hf so far")
+        if config.lora == "adapter" and not lora.is_adapted(model):
+            raise ConfigError("decode.lora is adapter, but the model has none: set model.lora.rank")
+        self._weights = Adapters() if config.lora == "adapter" else Merged()
         self._tokenizer = tokenizer
         self._dtype = next(model.parameters()).dtype
         self._lock = threading.Lock()
@@ -193,14 +197,17 @@ class VLLMPolicy:
         client, rest = self._clients[number], request.max_new_tokens - len(written)
         for left in reversed(range(_TRIES)):
             try:
-                return await client.generate(
+                name = self._weights.name(number)
+                answer = await client.generate(
                     [*request.ids, *written],
                     rest,
                     self.renderer.close_id,
                     request.temperature,
                     request.top_p,
                     str(self.version),
+                    name,
                 )
+                return self._weights.labelled(answer, name)
             except Unreachable:
                 if not left:
                     raise
@@ -217,6 +224,8 @@ class VLLMPolicy:
                 f"{len(request.ids)} prompt tokens and {behind} new ones exceed the servers' "
                 f"{self.context_limit} positions"
             )
+        if request.probe is not None and self.config.lora == "adapter":
+            raise EngineError("vLLM scores no given tokens beside turns with adapters: set decode.lora=merged")
         if request.probe is not None and request.temperature != 1:
             raise EngineError("vLLM scores the answers of probes at temperature 1 only: set rollout.temperature=1")
 
@@ -224,8 +233,10 @@ class VLLMPolicy:
         """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
 
         Raises:
-            EngineError: If ``start`` is 0 (nothing predicts the first token) or a server failed.
+            EngineError: If ``start`` is 0 (nothing predicts the first token), a server failed, or adapters are alone.
         """
+        if self.config.lora == "adapter":
+            raise EngineError("vLLM scores no given tokens beside turns with adapters: set decode.lora=merged")
         if not 0 < start <= len(ids):
             raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
         return (await self._clients[0].score(ids))[start - 1 :]
@@ -252,13 +263,11 @@ class VLLMPolicy:
         started = time.perf_counter()
         with self._lock:
             fresh = self._folder is None
-            base = self._open().path
-            old, folder = base / f"v{self.version}", base / f"v{version}"
-            _save(folder, self.model, self._tokenizer)
+            folder = self._open().path
+            self._weights.save(folder, version, self.model, self._tokenizer)
             self.version = version
-            self._each(lambda number: self._push(number, folder, fresh))
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+            self._each(lambda number: self._push(number, fresh))
+            self._weights.clear(folder)
         self.stats["sync_s"] = time.perf_counter() - started
 
     def _open(self) -> Folder:
@@ -282,38 +291,25 @@ class VLLMPolicy:
             for done in [threads.submit(work, number) for number in range(self.replicas)]:
                 done.result()
 
-    def _push(self, number: int, folder: Path, fresh: bool) -> None:
-        """Let one server take the weights in a folder; if that fails, start it anew with them."""
+    def _push(self, number: int, fresh: bool) -> None:
+        """Let one server take the newest weights; if that fails, start it anew with them."""
         if self._servers and (fresh or self._servers[number].ended):
-            self._start(number, folder, fresh)
+            self._start(number, fresh)
             return
         try:
-            self._reload(self._clients[number], folder)
-            self._verify(self._clients[number])
+            self._weights.give(number, self._clients[number], self.config.sync_timeout)
+            self._verify(number)
         except EngineError:
             if not self._servers:
                 raise
-            self._start(number, folder)
+            self._start(number)
 
-    def _reload(self, client: VLLMClient, folder: Path) -> None:
-        deadline = time.monotonic() + self.config.sync_timeout
-
-        def command(path: str, **body: Any) -> None:
-            query = {"mode": "abort"} if path == "/pause" else {}
-            client.post(path, body, max(1.0, deadline - time.monotonic()), **query)
-
-        command("/pause")
-        command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(folder)})
-        command("/reset_prefix_cache")
-        command("/update_weight_version", new_version=str(self.version))
-        command("/resume")
-
-    def _start(self, number: int, folder: Path, fresh: bool = False) -> None:
-        """Start a server, or start it again, with the weights in a folder."""
-        self._servers[number].start(folder, self._arguments())
-        self._clients[number].post("/update_weight_version", {"new_version": str(self.version)}, 60.0)
+    def _start(self, number: int, fresh: bool = False) -> None:
+        """Start a server, or start it again, with the newest weights."""
+        self._servers[number].start(self._weights.start_folder, self._arguments())
+        self._weights.started(number, self._clients[number])
         self.stats["restarts"] += not fresh
-        self._verify(self._clients[number])
+        self._verify(number)
 
     def _arguments(self) -> list[str]:
         """What a server is started with, beside its model."""
@@ -327,6 +323,7 @@ class VLLMPolicy:
         }
         flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
         flags += ["--enforce-eager"] if self._install.cpu else []
+        flags += self._weights.flags(self.model)
         return [*(part for k, v in values.items() for part in (f"--{k}", str(v))), *flags, *self.config.arguments]
 
     def _bring_back(self, number: int) -> None:
@@ -334,14 +331,16 @@ class VLLMPolicy:
         with self._lock:
             server = self._servers[number] if self._servers else None
             if server is not None and (server.ended or not self._clients[number].healthy()):
-                self._start(number, self._open().path / f"v{self.version}")
+                self._start(number)
             elif server is None and not self._clients[number].healthy():
                 time.sleep(1.0)
 
-    def _verify(self, client: VLLMClient) -> None:
+    def _verify(self, number: int) -> None:
         """Compare a server's log-probabilities with the trainer's on a probe."""
+        client = self._clients[number]
         ids = np.random.default_rng(self.version).integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
-        theirs, ours = np.array(client.score_now(ids)), np.array(score(self.model, ids, 1))
+        answer = client.sample_now(ids, _PROBE_SAMPLED, str(self.version), self._weights.name(number))
+        theirs, ours = np.array(answer.logps), np.array(score(self.model, [*ids, *answer.ids], len(ids)))
         worst = float(np.abs(theirs - ours).max())
         limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
         if not worst <= limit:
@@ -349,20 +348,3 @@ class VLLMPolicy:
                 f"the vLLM server at {client.where} does not have the weights of version {self.version}: its "
                 f"log-probabilities differ by {worst:.2g} from the trainer's (decode.tolerance is {limit:g})"
             )
-
-
-def _save(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write a checkpoint that vLLM can read again and again: it keeps tied weights, once packed, as they were."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state = lora.merged_state(model) if lora.is_adapted(model) else model.state_dict()
-    state["lm_head.weight"] = model.get_output_embeddings().weight
-    taken: set[int] = set()
-    for name, tensor in state.items():
-        tensor = tensor.detach().cpu()
-        state[name] = tensor.clone() if tensor.data_ptr() in taken else tensor.contiguous()
-        taken.add(state[name].data_ptr())
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = type(model.config).from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

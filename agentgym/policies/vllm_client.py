@@ -65,7 +65,14 @@ class VLLMClient:
         self._sync = httpx.Client(transport=httpx.HTTPTransport(uds=file, limits=limits), **common)
 
     async def generate(
-        self, ids: Sequence[int], new: int, stop: int, temperature: float, top_p: float, salt: str
+        self,
+        ids: Sequence[int],
+        new: int,
+        stop: int,
+        temperature: float,
+        top_p: float,
+        salt: str,
+        name: str | None = None,
     ) -> Answer:
         """Sample after a prompt.
 
@@ -76,21 +83,13 @@ class VLLMClient:
             temperature: 0 takes the most likely token.
             top_p: Nucleus.
             salt: Cached keys and values are shared with requests of the same salt only.
+            name: The adapter, None for the model alone.
 
         Raises:
             Unreachable: The server cannot be reached, cut the connection, or took too long.
             EngineError: It refused, or answered with something else.
         """
-        sampling = {
-            "max_tokens": new,
-            "temperature": temperature,
-            "top_p": top_p,
-            "logprobs": 0,
-            "stop_token_ids": [stop],
-            "ignore_eos": True,
-            "detokenize": False,
-        }
-        body = {"token_ids": list(ids), "cache_salt": salt, "sampling_params": sampling}
+        body = _to_sample(ids, new, [stop], temperature, top_p, salt, name)
         try:
             response = await self._async.post("/inference/v1/generate", json=body)
         except httpx.HTTPError as error:
@@ -110,22 +109,25 @@ class VLLMClient:
             raise self._lost(error) from error
         return self._scored(self._json(response), ids)
 
-    def score_now(self, ids: Sequence[int]) -> list[float]:
-        """The same, outside an event loop."""
-        return self._scored(self.post("/inference/v1/generate", _to_score(ids)), ids)
+    def sample_now(self, ids: Sequence[int], new: int, salt: str, name: str | None = None) -> Answer:
+        """Sample ``new`` tokens after a prompt at temperature 1, outside an event loop."""
+        body = _to_sample(ids, new, [], 1.0, 1.0, salt, name)
+        return self._sampled(self._json(self._posted("/inference/v1/generate", body)), new)
 
-    def post(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> Any:
-        """Send a command and wait for what it answers.
+    def order(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> None:
+        """Send a command and wait until it is done, whatever the server says of it.
 
         Raises:
             Unreachable: As `generate`.
-            EngineError: As `generate`.
+            EngineError: It refused.
         """
+        self._checked(self._posted(path, body, timeout, **query))
+
+    def _posted(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> httpx.Response:
         try:
-            response = self._sync.post(path, json=body, params=query, timeout=timeout or self.timeout)
+            return self._sync.post(path, json=body, params=query, timeout=timeout or self.timeout)
         except httpx.HTTPError as error:
             raise self._lost(error) from error
-        return self._json(response)
 
     def healthy(self, timeout: float = 5.0) -> bool:
         """Whether the server answers."""
@@ -143,14 +145,15 @@ class VLLMClient:
             return Unreachable(f"the vLLM server at {self.where} did not answer within {self.timeout:g} s")
         return Unreachable(f"the vLLM server at {self.where} cannot be reached: {error or type(error).__name__}")
 
-    def _json(self, response: httpx.Response) -> Any:
+    def _checked(self, response: httpx.Response) -> httpx.Response:
         if response.status_code != 200:
             said = " ".join(response.text.split())[:400]
             raise EngineError(f"the vLLM server at {self.where} refused: {response.status_code} {said}")
-        if not response.content:
-            return None
+        return response
+
+    def _json(self, response: httpx.Response) -> Any:
         try:
-            return response.json()
+            return self._checked(response).json()
         except ValueError as error:
             raise self._garbage(response.text) from error
 
@@ -191,5 +194,21 @@ class VLLMClient:
         return Answer(ids, logps, versions, finish, int(cached))
 
 
+def _to_sample(
+    ids: Sequence[int], new: int, stop: list[int], temperature: float, top_p: float, salt: str, name: str | None
+) -> dict[str, Any]:
+    sampling = {
+        "max_tokens": new,
+        "temperature": temperature,
+        "top_p": top_p,
+        "logprobs": 0,
+        "stop_token_ids": stop,
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+    return {"token_ids": list(ids), "cache_salt": salt, "sampling_params": sampling, "model": name}
+
+
 def _to_score(ids: Sequence[int]) -> dict[str, Any]:
-    return {"token_ids": list(ids), "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}}
+    sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+    return {"token_ids": list(ids), "sampling_params": sampling}

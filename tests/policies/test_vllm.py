@@ -20,6 +20,7 @@ from agentgym.trainers import grpo
 from agentgym.errors import AgentGymError, ConfigError, ContextFull, EngineError
 from agentgym.learner import checkpoint
 from agentgym.learner.logprobs import score
+from agentgym.learner.lora import LoraConfig, add_adapter
 from agentgym.learner.model import frozen_copy, prepare
 from agentgym.learner.tiny import build_model
 from agentgym.policies.base import Request
@@ -29,6 +30,7 @@ from agentgym.policies.specs import fingerprint, make_policy
 from agentgym.policies.vllm import VLLMPolicy
 from agentgym.policies.vllm_client import Unreachable, VLLMClient
 from agentgym.policies.vllm_server import Install, VLLMServer, find_install
+from agentgym.policies.vllm_weights import Merged
 from agentgym.renderer import HFTokenizer, Renderer
 from agentgym.rollout import RolloutConfig
 
@@ -211,7 +213,7 @@ def test_a_server_that_did_not_take_the_weights_is_found_out(served, monkeypatch
     with VLLMPolicy(served.model, served._tokenizer, served.renderer, config, Path(), LIMIT) as policy:
         policy.weights_changed(7)
         assert served.version != 7
-        monkeypatch.setattr(VLLMPolicy, "_reload", lambda *_: None)
+        monkeypatch.setattr(Merged, "give", lambda *_: None)
         perturb(served.model, 3)
         with pytest.raises(EngineError, match=r"does not have the weights of version 8.*differ by"):
             policy.weights_changed(8)
@@ -369,6 +371,56 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path, how):
     while alive(mark) or folder.exists():
         assert time.monotonic() < deadline, "something is left"
         time.sleep(0.05)
+
+
+@pytest.mark.vllm
+def test_adapters_alone(vllm_install, tokenizers, tmp_path):
+    """Nothing stops for a new adapter: a turn that is being written is ended by the one that began it."""
+    tokenizer = tokenizers()
+    model = add_adapter(small_model(tokenizer), LoraConfig(rank=3, alpha=3.0), 0)
+    config = DecodeConfig(backend="vllm", lora="adapter", python=vllm_install.python, kv_cache_gb=1)
+    prompts = [prompt(i) for i in range(8)]
+    olds = {}
+    with VLLMPolicy(model, tokenizer, Renderer(HFTokenizer(tokenizer)), config, tmp_path, LIMIT) as policy:
+        policy.weights_changed(0)
+        assert worst(model, prompts, ask(policy, prompts)) <= EXACT
+
+        def change():
+            time.sleep(0.5)
+            olds[policy.version] = frozen_copy(model)
+            perturb_adapters(model, policy.version + 1)
+            policy.weights_changed(policy.version + 1)
+
+        for version in range(6):  # more than are kept
+            turns = ask(policy, prompts, new=200 if version < 2 else 20, meanwhile=change)
+            assert all(len(set(turn.version)) == 1 for turn in turns)
+            for p, turn in zip(prompts, turns, strict=True):
+                wrote = {**olds, version + 1: model}[turn.version[0]]
+                assert worst(wrote, [p], [turn]) <= EXACT
+            if not version:
+                assert {t.version[0] for t in turns} == {0}, "no turn was under way"
+                assert worst(model, prompts, turns) > 100 * EXACT, "the test could not fail"
+        turns = ask(policy, prompts)
+        assert {v for t in turns for v in t.version} == {6}
+        assert worst(model, prompts, turns) <= EXACT
+        assert len(list(policy._folder.path.glob("v*"))) == 4
+        assert policy.stats["restarts"] == 0
+        (pid,) = children(policy.server_pids[0])
+        os.kill(pid, signal.SIGKILL)
+        turns = ask(policy, prompts)
+        assert policy.stats["restarts"] == 1
+        assert worst(model, prompts, turns) <= EXACT
+        policy.weights_changed(7)
+        assert policy.stats["restarts"] == 1
+    with pytest.raises(ConfigError, match=r"decode\.lora is adapter, but the model has none"):
+        VLLMPolicy(small_model(tokenizer), tokenizer, policy.renderer, config, tmp_path, LIMIT)
+
+
+def perturb_adapters(model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_an_evaluation_knows_the_model_again(tmp_path):

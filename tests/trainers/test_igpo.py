@@ -307,6 +307,7 @@ def test_the_presets():
         ({"preset": "sft"}, "unknown preset 'sft': choose from: igpo, igpo_code, igpo_v1, outcome"),
         ({"algo": {"scale": "none"}}, r"algo.center and algo.scale are GRPO's: .*igpo.norm"),
         ({"algo": {"resample": True}}, "algo.resample throws away groups with equal outcomes"),
+        ({"decode": {"backend": "vllm", "lora": "adapter"}}, "decode.lora is adapter"),
         ({"algo": {"kl_max": 0.0}}, "algo.kl_max is 0.0"),
         ({"igpo": {"gain": "logit"}}, "unknown value of igpo.gain 'logit'"),
         ({"igpo": {"norm": "none"}}, "unknown value of igpo.norm 'none'"),

@@ -1,0 +1,151 @@
+"""How a server of vLLM gets the weights: all of them in place, or adapters alone beside a model that stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from agentgym.learner import lora
+from agentgym.policies.vllm_client import Answer, VLLMClient
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Room for adapters that vLLM can make."""
+_START_S = 60.0
+_KEPT = 4
+"""Adapters whose files stay: a turn that an old one began may need them again."""
+
+
+class Merged:
+    """Every version is a whole model, with adapters added to its weights; servers stop to read it.
+
+    Attributes:
+        start_folder: What a server is started with.
+    """
+
+    start_folder: Path
+
+    def __init__(self) -> None:
+        self._version = 0
+
+    def flags(self, model: Any) -> list[str]:
+        """Arguments of servers."""
+        return []
+
+    def name(self, number: int) -> str | None:
+        """What a request calls the weights that a server has."""
+        return None
+
+    def labelled(self, answer: Answer, name: str | None) -> Answer:
+        """An answer with the version of each token, which the server counted."""
+        return answer
+
+    def save(self, parent: Path, version: int, model: Any, tokenizer: Any) -> None:
+        """Write a version where servers read it."""
+        self._version, self.start_folder = version, parent / f"v{version}"
+        _save(self.start_folder, model, tokenizer, lora.merged_state if lora.is_adapted(model) else None)
+
+    def give(self, number: int, client: VLLMClient, timeout: float) -> None:
+        """Let a server that runs take the newest version.
+
+        Raises:
+            EngineError: If it does not within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+
+        def command(path: str, **body: Any) -> None:
+            query = {"mode": "abort"} if path == "/pause" else {}
+            client.order(path, body, max(1.0, deadline - time.monotonic()), **query)
+
+        command("/pause")
+        command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(self.start_folder)})
+        command("/reset_prefix_cache")
+        command("/update_weight_version", new_version=str(self._version))
+        command("/resume")
+
+    def started(self, number: int, client: VLLMClient) -> None:
+        """Do what is left to do for a server that was just started."""
+        client.order("/update_weight_version", {"new_version": str(self._version)}, _START_S)
+
+    def clear(self, parent: Path) -> None:
+        """Remove what no server needs any more."""
+        for old in parent.glob("v*"):
+            if old != self.start_folder:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+class Adapters(Merged):
+    """Servers keep the model without adapters; every version is an adapter of another name beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folders: list[Path] = []
+        self._versions: dict[str, int] = {}
+        self._loaded: dict[int, list[str]] = {}
+
+    def flags(self, model: Any) -> list[str]:
+        """Arguments of servers."""
+        room = next(rank for rank in _RANKS if rank >= model.active_peft_config.r)
+        return ["--enable-lora", "--max-lora-rank", str(room), "--max-loras", "2", "--max-cpu-loras", str(_KEPT)]
+
+    def name(self, number: int) -> str | None:
+        """What a request calls the adapter that a server has."""
+        loaded = self._loaded.get(number)
+        return loaded[-1] if loaded else None
+
+    def labelled(self, answer: Answer, name: str | None) -> Answer:
+        """An answer with the version of the adapter that wrote all of it."""
+        return dataclasses.replace(answer, versions=[self._versions[name or ""]] * len(answer.ids))
+
+    def save(self, parent: Path, version: int, model: Any, tokenizer: Any) -> None:
+        """Write an adapter, and the model without it where that was not done."""
+        if not self._folders:
+            self.start_folder = parent / "base"
+            _save(self.start_folder, model, tokenizer, lora.base_state)
+        folder = parent / f"v{version}-{len(self._folders)}"
+        self._versions[folder.name] = version
+        self._folders.append(folder)
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+    def give(self, number: int, client: VLLMClient, timeout: float) -> None:
+        """Let a server that runs load the newest adapter; requests name it from then on."""
+        self._load(number, client, timeout)
+        while len(self._loaded[number]) > _KEPT:
+            client.order("/v1/unload_lora_adapter", {"lora_name": self._loaded[number].pop(0)}, timeout)
+
+    def started(self, number: int, client: VLLMClient) -> None:
+        """Let a server that was just started load the newest adapter."""
+        super().started(number, client)  # the server wants a version to count; `labelled` has the right one
+        self._loaded[number] = []
+        self._load(number, client, _START_S)
+
+    def _load(self, number: int, client: VLLMClient, timeout: float) -> None:
+        folder = self._folders[-1]
+        client.order("/v1/load_lora_adapter", {"lora_name": folder.name, "lora_path": str(folder)}, timeout)
+        self._loaded.setdefault(number, []).append(folder.name)
+
+    def clear(self, parent: Path) -> None:
+        """Remove adapters that no server needs any more."""
+        for old in self._folders[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _save(folder: Path, model: Any, tokenizer: Any, state_of: Any) -> None:
+    """Write a checkpoint that vLLM can read again and again: it keeps tied weights, once packed, as they were."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    state = state_of(model) if state_of else model.state_dict()
+    state["lm_head.weight"] = model.get_output_embeddings().weight
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu()
+        state[name] = tensor.clone() if tensor.data_ptr() in taken else tensor.contiguous()
+        taken.add(state[name].data_ptr())
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = type(model.config).from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
