@@ -11,6 +11,7 @@ import sys
 import pytest
 from agentgym.sandboxes import Limits, local, open_sandbox, testing
 from agentgym.sandboxes.base import GUARANTEES
+from helpers_folders import let_all_in
 
 BACKENDS = {
     "docker": functools.partial(open_sandbox, "docker"),
@@ -83,8 +84,7 @@ def test_bubblewrap_as_an_ordinary_user(bubblewrap, tmp_path):
     shutil.copytree(os.path.dirname(testing.__file__), tmp_path / "agentgym/sandboxes", ignore=_ignore)
     (tmp_path / "agentgym/__init__.py").touch()
     shutil.copy(sys.modules["agentgym.errors"].__file__, tmp_path / "agentgym/errors.py")
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):
-        path.chmod(0o755)
+    let_all_in(tmp_path)
     code = """
 from agentgym.sandboxes import Limits, local, testing
 for outcome in testing.run(lambda: local.open_box(None, Limits())):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from agentgym.sandboxes import Limits, SandboxUnavailable, debian, docker, image, local
+from helpers_folders import let_all_in
 
 from agentgym.errors import ConfigError, MissingDependency
 
@@ -57,8 +58,7 @@ def test_an_ordinary_user_makes_the_same_bytes(base, tmp_path):
     theirs.mkdir()
     if os.getuid() == 0:
         os.chown(theirs, NOBODY, NOBODY)
-        for path in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps its folders to itself
-            path.chmod(0o755)
+        let_all_in(tmp_path)
     environment = {**os.environ, "AGENTGYM_CACHE": str(theirs), "TMPDIR": str(theirs), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", BUILD], env=environment, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
