@@ -6,16 +6,19 @@ import asyncio
 import copy
 import dataclasses
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from agentgym.trainers import grpo, sft
 from helpers_policies import tiny_policy
 from helpers_vision import FAMILIES, Square, seeing_model, seeing_policy
 from test_exact_tokens import Wild
 
 from agentgym import env_worker, pictures
+from agentgym.config import load
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError, EngineError, TemplateError
 from agentgym.learner import checkpoint
@@ -396,3 +399,12 @@ def test_images_come_from_threads_and_processes(processes):
         ref = next(pictures.split(text))
         assert (trajectory.pictures[ref.hash].pixels == screen).all()
     assert env_worker.make_env("test/Square-v0").observation_space.contains(env.reset(seed=1)[0])
+
+
+def test_the_examples_are_configs():
+    configs = Path(__file__).parents[1] / "examples" / "configs"
+    warm = sft.make_config(load(configs / "miniwob_pictures_sft.yaml"))
+    cfg = grpo.make_config(load(configs / "miniwob_pictures.yaml"))
+    assert warm.env.kwargs == {**cfg.env.kwargs, "expert": True}
+    assert warm.rollout == cfg.rollout
+    assert warm.model.family in FAMILIES
