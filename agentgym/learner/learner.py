@@ -33,7 +33,7 @@ class OptimConfig:
         token_budget: Most tokens of a micro-batch; more of them need more memory and save little time.
         share_prefixes: Compute prompts that rows share only once.
         gradient_checkpointing: Keep only the input of every layer for the gradient and compute the layer again on the
-            way back: a third more time, and memory for long contexts.
+            way back: a quarter to a third more time for far less memory.
         autocast: Compute the update in bfloat16 while the parameters stay in float32: faster, but the recomputed
             log-probabilities then differ from those at sampling by a few hundredths.
     """
