@@ -20,8 +20,8 @@ from agentgym.config import load, overlay
 CONTEXTS = {"workspace": ("workspace", "report"), "append": ("appending context", "react")}
 LIMIT = 512
 TRAINED = 4
-ERRANDS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
-EPISODES = 200
+ERRANDS = (0, 2, 4, 8, 16)
+EPISODES = 100
 
 
 def settings(context: str, errands: tuple[int, int]) -> dict[str, Any]:
