@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from agentgym.errors import ConfigError
 from agentgym.learner import lora
 from agentgym.policies.vllm_client import Answer, VLLMClient
 
@@ -47,7 +48,8 @@ class Merged:
     def save(self, parent: Path, version: int, model: Any, tokenizer: Any) -> None:
         """Write a version where servers read it."""
         self._version, self.start_folder = version, parent / f"v{version}"
-        _save(self.start_folder, model, tokenizer, lora.merged_state if lora.is_adapted(model) else None)
+        state = lora.merged_state(model) if lora.is_adapted(model) else model.state_dict()
+        _save(self.start_folder, state, model, tokenizer)
 
     def give(self, number: int, client: VLLMClient, timeout: float) -> None:
         """Let a server that runs take the newest version.
@@ -89,7 +91,10 @@ class Adapters(Merged):
 
     def flags(self, model: Any) -> list[str]:
         """Arguments of servers."""
-        room = next(rank for rank in _RANKS if rank >= model.active_peft_config.r)
+        rank = model.active_peft_config.r
+        if rank > _RANKS[-1]:
+            raise ConfigError(f"model.lora.rank is {rank}: vLLM serves adapters up to {_RANKS[-1]}; use merged weights")
+        room = next(room for room in _RANKS if room >= rank)
         return ["--enable-lora", "--max-lora-rank", str(room), "--max-loras", "2", "--max-cpu-loras", str(_KEPT)]
 
     def name(self, number: int) -> str | None:
@@ -105,7 +110,7 @@ class Adapters(Merged):
         """Write an adapter, and the model without it where that was not done."""
         if not self._folders:
             self.start_folder = parent / "base"
-            _save(self.start_folder, model, tokenizer, lora.base_state)
+            _save(self.start_folder, lora.base_state(model), model, tokenizer)
         folder = parent / f"v{version}-{len(self._folders)}"
         self._versions[folder.name] = version
         self._folders.append(folder)
@@ -134,11 +139,10 @@ class Adapters(Merged):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, state_of: Any) -> None:
+def _save(folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> None:
     """Write a checkpoint that vLLM can read again and again: it keeps tied weights, once packed, as they were."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    state = state_of(model) if state_of else model.state_dict()
     state["lm_head.weight"] = model.get_output_embeddings().weight
     taken: set[int] = set()
     for name, tensor in state.items():
