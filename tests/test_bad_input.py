@@ -408,7 +408,7 @@ POLICIES = {
     "hf:no such model": "no such model",
     "hf:../../x": "no model in ../../x",
     "HF:x": "unknown policy 'HF:x'",
-    "vllm:x": "unknown policy 'vllm:x'",
+    "sglang:x": "unknown policy 'sglang:x'",
     "http://127.0.0.1:1/v1": "unknown policy 'http://127.0.0.1:1/v1'",
 }
 
