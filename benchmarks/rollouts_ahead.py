@@ -30,7 +30,7 @@ from agentgym.policies.vllm import VLLMPolicy
 from agentgym.renderer import HFTokenizer, Renderer
 from agentgym.spaces import UnicodeText
 
-MEDIAN_S, SPREAD = 0.2, 1.0
+SPREAD = 1.0
 TURNS, CONTEXT = 4, 512
 SKIPPED = 3
 """First steps, in which the pipeline fills, do not count."""
@@ -44,6 +44,7 @@ class Digits(gym.Env[str, str]):
     """Wants a digit in every answer; each step takes a log-normal time."""
 
     instructions = "Write a digit."
+    median_s = 1.0
 
     def __init__(self) -> None:
         """Make it."""
@@ -58,7 +59,7 @@ class Digits(gym.Env[str, str]):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Look for a digit, slowly."""
-        time.sleep(float(self.latency.lognormal(np.log(MEDIAN_S), SPREAD)))
+        time.sleep(float(self.latency.lognormal(np.log(self.median_s), SPREAD)))
         self.turn += 1
         self.right += any(c.isdigit() for c in action)
         over = self.turn == TURNS
@@ -138,7 +139,7 @@ def draw(found: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
         figure.subplots(len(found), 1, sharex=True, sharey=True, squeeze=False)[:, 0],
         COLOURS,
         found.items(),
-        strict=True,
+        strict=False,
     ):
         shown = at < SHOWN_S
         axes.fill_between(at[shown], turns[shown], color=colour, linewidth=0)
@@ -152,8 +153,10 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--median", type=float, default=1.0, help="of the seconds that a step of the environment takes")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2])
     args = parser.parse_args()
+    Digits.median_s = args.median
     torch.set_num_threads(1)
     tokenizer = train_tokenizer(["Write a digit. Task Again 0 1 2 3 4 5 6 7 8 9"], 300)
     model = prepare(build_model(tokenizer, 0, hidden=64, layers=2, heads=2, positions=CONTEXT).eval())
