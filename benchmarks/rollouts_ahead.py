@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -69,7 +70,7 @@ class Digits(gym.Env[str, str]):
 gym.register("bench/Digits-v0", entry_point=Digits, disable_env_checker=True)
 
 
-def busy(moments: Moments, start: float, stop: float, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+def busy(moments: Moments, start: float, stop: float, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Turns that were being written, means over ``points`` equal parts of the time: their middles and the means."""
     times, changes = np.array(sorted(moments)).T
     at = np.concatenate([[start], times, [stop]])
@@ -119,11 +120,8 @@ def run(
         finally:
             moments.append((time.perf_counter(), -1))
 
-    grpo.update, VLLMPolicy.write = update, counted  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(grpo, "update", update), mock.patch.object(VLLMPolicy, "write", counted):
         results = grpo.main(grpo.make_config(settings), out)
-    finally:
-        grpo.update, VLLMPolicy.write = real, write  # type: ignore[method-assign]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     ages = [row.get("rollout/staleness", 0.0) for row in rows if "policy/mismatch_kl" in row]
     (wall, cpu), (last_wall, last_cpu) = ends[SKIPPED], ends[-1]

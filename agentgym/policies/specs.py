@@ -72,15 +72,16 @@ def make_policy(
         raise ConfigError(f"policy {kind}: needs a folder or a Hugging Face id: {kind}:runs/quickstart/grpo/final")
     try:
         from agentgym.learner.setup import ModelConfig, open_model
-        from agentgym.policies.decode import DecodeConfig
         from agentgym.policies.hf import HFPolicy
-        from agentgym.policies.vllm import VLLMPolicy
-        from agentgym.rollout import RolloutConfig
     except ModuleNotFoundError as error:
         raise missing(str(error.name), "train") from error
     model, tokenizer, renderer = open_model(ModelConfig(path=rest, threads=threads), 0, None)
     if kind == "hf":
         return HFPolicy(model, renderer, spec)
+    from agentgym.policies.decode import DecodeConfig
+    from agentgym.policies.vllm import VLLMPolicy
+    from agentgym.rollout import RolloutConfig
+
     room = rollout or RolloutConfig()
     decode = DecodeConfig(backend="vllm")
     served = VLLMPolicy(model, tokenizer, renderer, decode, logs, room.context_limit, room.concurrency, spec)

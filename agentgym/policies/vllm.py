@@ -224,10 +224,14 @@ class VLLMPolicy:
                 f"{len(request.ids)} prompt tokens and {behind} new ones exceed the servers' "
                 f"{self.context_limit} positions"
             )
-        if request.probe is not None and self.config.lora == "adapter":
-            raise EngineError("vLLM scores no given tokens beside turns with adapters: set decode.lora=merged")
+        if request.probe is not None:
+            self._check_scores()
         if request.probe is not None and request.temperature != 1:
             raise EngineError("vLLM scores the answers of probes at temperature 1 only: set rollout.temperature=1")
+
+    def _check_scores(self) -> None:
+        if self.config.lora == "adapter":
+            raise EngineError("vLLM scores no given tokens beside turns with adapters: set decode.lora=merged")
 
     async def score(self, ids: list[int], start: int) -> list[float]:
         """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it.
@@ -235,8 +239,7 @@ class VLLMPolicy:
         Raises:
             EngineError: If ``start`` is 0 (nothing predicts the first token), a server failed, or adapters are alone.
         """
-        if self.config.lora == "adapter":
-            raise EngineError("vLLM scores no given tokens beside turns with adapters: set decode.lora=merged")
+        self._check_scores()
         if not 0 < start <= len(ids):
             raise EngineError(f"{len(ids)} tokens cannot be scored from position {start}: choose 1 to {len(ids)}")
         return (await self._clients[0].score(ids))[start - 1 :]

@@ -112,31 +112,36 @@ class Adapters(Merged):
             self.start_folder = parent / "base"
             _save(self.start_folder, lora.base_state(model), model, tokenizer)
         folder = parent / f"v{version}-{len(self._folders)}"
-        self._versions[folder.name] = version
+        self._versions[_name(folder)] = version
         self._folders.append(folder)
         model.save_pretrained(folder, save_embedding_layers=False)
 
     def give(self, number: int, client: VLLMClient, timeout: float) -> None:
         """Let a server that runs load the newest adapter; requests name it from then on."""
-        self._load(number, client, timeout)
-        while len(self._loaded[number]) > _KEPT:
-            client.order("/v1/unload_lora_adapter", {"lora_name": self._loaded[number].pop(0)}, timeout)
+        loaded = self._loaded.setdefault(number, [])
+        loaded.append(self._load(client, timeout))
+        while len(loaded) > _KEPT:
+            client.order("/v1/unload_lora_adapter", {"lora_name": loaded.pop(0)}, timeout)
 
     def started(self, number: int, client: VLLMClient) -> None:
         """Let a server that was just started load the newest adapter."""
-        super().started(number, client)  # the server wants a version to count; `labelled` has the right one
-        self._loaded[number] = []
-        self._load(number, client, _START_S)
+        self._loaded[number] = [self._load(client, _START_S)]
 
-    def _load(self, number: int, client: VLLMClient, timeout: float) -> None:
+    def _load(self, client: VLLMClient, timeout: float) -> str:
+        client.order("/update_weight_version", {"new_version": "0"}, timeout)  # it must count; `labelled` knows better
         folder = self._folders[-1]
-        client.order("/v1/load_lora_adapter", {"lora_name": folder.name, "lora_path": str(folder)}, timeout)
-        self._loaded.setdefault(number, []).append(folder.name)
+        client.order("/v1/load_lora_adapter", {"lora_name": _name(folder), "lora_path": str(folder)}, timeout)
+        return _name(folder)
 
     def clear(self, parent: Path) -> None:
         """Remove adapters that no server needs any more."""
         for old in self._folders[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _name(folder: Path) -> str:
+    """What a server calls the adapter in a folder; another run at the same server has another parent."""
+    return f"{folder.parent.name}-{folder.name}"
 
 
 def _save(folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> None:

@@ -405,6 +405,12 @@ def test_adapters_alone(vllm_install, tokenizers, tmp_path):
         assert worst(model, prompts, turns) <= EXACT
         assert len(list(policy._folder.path.glob("v*"))) == 4
         assert policy.stats["restarts"] == 0
+        elsewhere = DecodeConfig(backend="vllm", lora="adapter", urls=tuple(policy.urls))
+        with VLLMPolicy(model, tokenizer, policy.renderer, elsewhere, tmp_path, LIMIT) as other:
+            other.weights_changed(0)  # of another run: its first adapter is not that of the first one
+            assert worst(model, prompts, ask(other, prompts)) <= EXACT
+        with pytest.raises(EngineError, match=r"set decode\.lora=merged"):
+            asyncio.run(policy.score(prompts[0], 1))
         (pid,) = children(policy.server_pids[0])
         os.kill(pid, signal.SIGKILL)
         turns = ask(policy, prompts)
