@@ -1,7 +1,8 @@
 """The game of latent strategies alone, without a language model: Werewolf in which a speech is abstract.
 
-Speeches of scripted players are clustered; Deep CFR solves the game in which a speech is its cluster, once as in the
-paper (*clusters*) and once with whom it accuses or clears (*arguments*). Three questions, over seeds:
+Speeches of scripted players are clustered; Deep CFR solves the game in which a speech is its cluster, as in the paper
+with three clusters of the Werewolf and two of the others, with fewer and more (the paper's ablation of k), and with
+whom a speech accuses or clears (*arguments*). Three questions, over seeds:
 
 * how often each side wins, with the strategy after some iterations of CFR, against the last strategy;
 * how much a side gains that is trained afresh, by the same means, against the fixed strategy of the other side: a lower
@@ -34,7 +35,13 @@ from agentgym.deep_cfr import DeepCFR, DeepCFRConfig
 from agentgym.embeddings import make_encoder
 from agentgym.evaluate import Estimate, wilson
 
-CONDITIONS = ("clusters", "arguments")
+CONDITIONS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "one": ("k = 1", (1, 1, 1, 1)),
+    "clusters": ("k = 3, 2, 2, 2", (3, 2, 2, 2)),
+    "many": ("k = 5, 4, 4, 4", (5, 4, 4, 4)),
+    "arguments": ("k = 3, 2, 2, 2, arguments", (3, 2, 2, 2)),
+}
+"""Name -> title, and latent strategies of Werewolf, Seer, Doctor and Villager."""
 SEATS = 4
 """Players: LSPO's small game (Werewolf, Seer, two Villagers), which a CPU solves in minutes."""
 MEASURED = (2, 5, 10, 20)
@@ -165,7 +172,8 @@ def one_run(condition: str, seed: int, folder: Path) -> None:
     torch.set_num_threads(1)
     file = folder / "run" / "evaluation.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = latents.fit(speeches(seed), (3, 2, 2, 2), make_encoder("minilm"), seed, arguments=condition == "arguments")
+    encoder, arguments = make_encoder("minilm"), condition == "arguments"
+    known = latents.fit(speeches(seed), CONDITIONS[condition][1], encoder, seed, arguments=arguments)
     game, config = abstract_game(known), DeepCFRConfig(**CFR)
     found: dict[str, Any] = {"latents": known.counts, "stances": known.stances, "wins": {}}
     solver, kept = DeepCFR(game, config, seed), {}
@@ -228,13 +236,13 @@ def report(out: Path, seeds: int) -> None:
     columns = ("wolves", "village", "self", "answer of wolves", "answer of village")
     head = ["", "iterations", "Werewolves, against the last", "village, against the last", "village, against itself"]
     head += ["Werewolves trained against it", "village trained against it"]
-    rows = [[c, str(t), *(shown(c, "wins", str(t), key) for key in columns)] for c in CONDITIONS for t in MEASURED]
+    rows = [[CONDITIONS[c][0], str(t), *(shown(c, "wins", str(t), key) for key in columns)] for c in CONDITIONS for t in MEASURED]
     print(study.table(head, rows), "\n")
     cells = [f"{side} against {opponent}" for opponent in OPPONENTS for side in SIDES]
     print(
         study.table(
             ["in text, % won", *cells],
-            [[c, *(shown(c, "after", name, games=TEXT_GAMES) for name in cells)] for c in CONDITIONS],
+            [[CONDITIONS[c][0], *(shown(c, "after", name, games=TEXT_GAMES) for name in cells)] for c in CONDITIONS],
         )
     )
 
@@ -248,7 +256,7 @@ def report(out: Path, seeds: int) -> None:
                 axes.errorbar(MEASURED, means, reach, color=colour, marker="o", capsize=3, label=f"village, {label}")
             found = [100 - 100 * cell(condition, "wins", str(t), "answer of wolves").mean for t in MEASURED]
             axes.plot(MEASURED, found, color=study.COLOURS[3], marker="s", label="village, Werewolves trained anew")
-            axes.set(title=condition, xlabel="iterations of CFR", ylabel="village wins, %", ylim=(0, 75))
+            axes.set(title=CONDITIONS[condition][0], xlabel="iterations of CFR", ylabel="village wins, %", ylim=(0, 75))
 
         return draw
 
