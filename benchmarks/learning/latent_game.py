@@ -14,6 +14,7 @@ Prints the tables and draws the picture of docs/learning.md.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -236,7 +237,8 @@ def report(out: Path, seeds: int) -> None:
     columns = ("wolves", "village", "self", "answer of wolves", "answer of village")
     head = ["", "iterations", "Werewolves, against the last", "village, against the last", "village, against itself"]
     head += ["Werewolves trained against it", "village trained against it"]
-    rows = [[CONDITIONS[c][0], str(t), *(shown(c, "wins", str(t), key) for key in columns)] for c in CONDITIONS for t in MEASURED]
+    grid = itertools.product(CONDITIONS, MEASURED)
+    rows = [[CONDITIONS[c][0], str(t), *(shown(c, "wins", str(t), key) for key in columns)] for c, t in grid]
     print(study.table(head, rows), "\n")
     cells = [f"{side} against {opponent}" for opponent in OPPONENTS for side in SIDES]
     print(
