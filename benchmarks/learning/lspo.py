@@ -1,6 +1,6 @@
 """LSPO on Werewolf with a tiny model that speaks a grammar: every iteration against the last one, and its ablations.
 
-The game is the small one of the paper's ablations (Werewolf, Seer, two Villagers), which a CPU plays by the thousand.
+The game is that of the example, the small one of the paper's ablations (Werewolf, Seer, two Villagers).
 All seeds start from one model. An agent plays as Werewolves against the final agent's village, then the other way
 round, on the same deals; the games of all seeds make a cell. Ablations, as the paper's: the tuned model without the
 strategy, and the strategy with the untuned model. Prints the table and draws the picture of docs/learning.md.
@@ -18,7 +18,6 @@ import study
 from agentgym.config import load, overlay
 from agentgym.evaluate import wilson
 
-PLAYERS = 4
 ITERATIONS = 3
 GAMES = 300
 """Games of each seed, a side and agent."""
@@ -36,24 +35,15 @@ def warm_start(folder: Path) -> None:
     """Learn the game and the grammar from scripted players."""
     from agentgym.trainers import sft
 
-    changes = {
-        "env": {"kwargs": {"players": PLAYERS}},
-        "model": {"hidden": 128, "threads": 1},
-        "demonstrations": 8000,
-        "epochs": 4,
-    }
-    study.train(sft, overlay(load(study.CONFIGS / "werewolf_sft.yaml"), changes), folder)
+    study.train(sft, load(study.CONFIGS / "werewolf_sft.yaml"), folder)
 
 
 def settings(seed: int, start: Path) -> dict[str, Any]:
-    """Those of the example, for the small game."""
+    """Those of the example."""
     changes = {
-        "game": {"players": PLAYERS},
         "model": {"path": str(start / "run" / "final"), "threads": 1},
         "seed": seed,
-        "lspo": {"iterations": ITERATIONS, "games": 1000},
-        "optim": {"lr": 3e-4},
-        "cfr": {"traversals": 100, "depth": 1, "hidden": [64, 64], "steps": 100, "batch": 256},
+        "lspo": {"iterations": ITERATIONS},
     }
     return overlay(load(study.CONFIGS / "lspo.yaml"), changes)
 

@@ -355,8 +355,8 @@ def test_wrong_settings_are_named(start):
 
 
 def test_the_examples_are_configs():
-    for name in ("lspo.yaml", "lspo_smollm2.yaml"):
-        assert lspo.make_config(load(EXAMPLES / name)).cfr.depth == 2
+    for name, depth in (("lspo.yaml", 1), ("lspo_smollm2.yaml", 2)):
+        assert lspo.make_config(load(EXAMPLES / name)).cfr.depth == depth
 
 
 def test_two_models_with_strategies_meet_in_one_engine(start, latents):
