@@ -24,9 +24,9 @@ alfworld: setup  ## Fetch the games of ALFWorld (FROM=official zip file or folde
 
 test:  ## Lint, types, and all but the slow tests; vLLM is set up meanwhile
 	@scripts/setup.sh --test
-	@scripts/setup_vllm.sh & \
+	@scripts/setup_vllm.sh & vllm=$$!; \
 	  $(MAKE) --no-print-directory lint && .venv/bin/pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations 25; \
-	  code=$$?; wait; exit $$code
+	  code=$$?; wait $$vllm || { echo "vLLM could not be set up (scripts/setup_vllm.sh)"; code=1; }; exit $$code
 
 test-slow: setup  ## The slow tests
 	@.venv/bin/pytest -m slow
