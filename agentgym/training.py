@@ -128,7 +128,9 @@ class Training:
             self.model, self._tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
             self.policy: Any = HFPolicy(self.model, renderer, name)
             if cfg.decode.backend == "vllm":
-                served = open_vllm(self.model, self._tokenizer, renderer, cfg, Path(out), name, acting is not None)
+                if acting is not None:
+                    raise ConfigError("decode.backend is vllm, but this policy chooses among actions: that needs hf")
+                served = open_vllm(self.model, self._tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), name)
                 self.policy = stack.enter_context(served)
             elif acting is not None:
                 self.policy = acting(self.policy)
@@ -270,19 +272,16 @@ class Training:
 
 
 def open_vllm(
-    model: Any, tokenizer: Any, renderer: Any, cfg: TrainingConfig, out: Path, name: str, chooses: bool
+    model: Any, tokenizer: Any, renderer: Any, decode: DecodeConfig, rollout: RolloutConfig, out: Path, name: str
 ) -> VLLMPolicy:
     """A policy that vLLM decodes, in place of the one in this process.
 
     Raises:
-        ConfigError: If there is no vLLM, or the policy only chooses among actions.
+        ConfigError: If there is no vLLM.
     """
-    if chooses:
-        raise ConfigError("decode.backend is vllm, but this policy chooses among actions: that needs hf")
     from agentgym.policies.vllm import VLLMPolicy
 
-    limit, most = cfg.rollout.context_limit, cfg.rollout.concurrency
-    return VLLMPolicy(model, tokenizer, renderer, cfg.decode, out, limit, most, name)
+    return VLLMPolicy(model, tokenizer, renderer, decode, out, rollout.context_limit, rollout.concurrency, name)
 
 
 def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: float) -> dict[str, float]:

@@ -152,7 +152,7 @@ def prefer(job: Job, iteration: int) -> dict[str, float]:
 def tune(job: Job, iteration: int) -> dict[str, float]:
     """π_i by DPO from π_{i−1}, which is also the reference."""
     cfg = job.cfg
-    job.become(iteration - 1)
+    job.take_up(iteration - 1)
     lines = (job.folder(iteration) / "pairs.jsonl").read_text().splitlines()
     pairs = [Pair(**json.loads(line)) for line in lines]
     rows = lspo_pairs.dpo_rows(pairs)
@@ -206,10 +206,9 @@ def _name(cfg: Config, iteration: int) -> str:
 
 def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evaluation]:
     """Run the phases of every iteration that are not finished; the last model is left in ``OUT/final``."""
-    job = Job(cfg, out, resume)
     work = {"collect": collect, "cluster": cluster, "solve": solve, "prefer": prefer, "tune": tune, "measure": measure}
-    with progress() as bar:
-        task = bar.add_task("lspo", total=cfg.lspo.iterations * len(PHASES), note="")
+    with Job(cfg, out, resume) as job, progress() as bar:
+        task = bar.add_task("lspo", total=1 + cfg.lspo.iterations * len(PHASES), note="")
         for iteration in range(cfg.lspo.iterations + 1):
             folder, gathered = job.folder(iteration), {}
             folder.mkdir(exist_ok=True)
@@ -230,7 +229,7 @@ def main(cfg: Config, out: str | Path, resume: bool = False) -> dict[str, Evalua
             if not logged.exists():
                 job.run.log(iteration, gathered)
                 logged.touch()
-    job.become(cfg.lspo.iterations)
-    checkpoint.save_model(job.run.dir / "final", job.model, job.tokenizer)
-    job.run.finish()
-    return job.run.evaluations()
+        job.take_up(cfg.lspo.iterations)
+        checkpoint.save_model(job.run.dir / "final", job.model, job.tokenizer)
+        job.run.finish()
+        return job.run.evaluations()

@@ -17,6 +17,7 @@ from agentgym.deep_cfr import DeepCFRConfig
 from agentgym.errors import ConfigError, unknown
 from agentgym.learner.learner import OptimConfig
 from agentgym.learner.setup import ModelConfig
+from agentgym.policies.decode import DecodeConfig
 from agentgym.rollout import RolloutConfig
 
 
@@ -103,6 +104,7 @@ class Config:
         game: Arguments of `agentgym.envs.werewolf.raw_env`.
         model: π_0.
         rollout: How games are played; ``rollout.concurrency`` games at a time.
+        decode: The engine that writes the turns.
         context: What a seat sees: append (with ``game.history: new``), or window:1 (with ``all``).
         optim: The optimizer of DPO.
         lspo: The algorithm.
@@ -115,6 +117,7 @@ class Config:
     game: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
     context: str = "append"
     optim: OptimConfig = field(default_factory=OptimConfig)
     lspo: Lspo = field(default_factory=Lspo)
@@ -127,6 +130,10 @@ class Config:
         if self.rollout.top_p < 1 or self.rollout.temperature == 0:
             raise ConfigError(
                 "candidates are sampled from the whole distribution: rollout.top_p=1, temperature above 0"
+            )
+        if self.decode.staleness:
+            raise ConfigError(
+                "decode.staleness must be 0: an iteration of LSPO tunes on the games of the one before it"
             )
         for name in ("text", "latents", "codebook"):
             if name in self.game:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from agentgym.policies.hf import HFPolicy
 from agentgym.rollout import check_context, group_tasks
 from agentgym.run import Run
 from agentgym.selfplay import Game, Seat, SelfPlay
+from agentgym.training import open_vllm
 
 
 class Job:
-    """What all phases work with.
+    """What all phases work with; leave the ``with`` block and servers that were started end.
 
     Attributes:
         env: An environment like those that are played, to ask for its settings.
@@ -43,21 +45,36 @@ class Job:
         self.cfg, self.env = cfg, raw_env(**cfg.game)
         self.encoder = make_encoder(cfg.lspo.encoder)
         self.model, self.tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-        self.policy = HFPolicy(self.model, renderer, "lspo")
-        check_context(self.policy, cfg.rollout)
-        self.run = Run(out, cfg, resume)
-        self.run.tokens(self.tokenizer)
+        with ExitStack() as stack:
+            self.policy: Any = HFPolicy(self.model, renderer, "lspo")
+            if cfg.decode.backend == "vllm":
+                served = open_vllm(self.model, self.tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), "lspo")
+                self.policy = stack.enter_context(served)
+            check_context(self.policy, cfg.rollout)
+            self.run = Run(out, cfg, resume)
+            self.run.tokens(self.tokenizer)
+            self._closing = stack.pop_all()
         self._weights = 0
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
 
     def folder(self, iteration: int) -> Path:
         """Where the phases of an iteration write."""
         return self.run.dir / f"iteration_{iteration}"
 
-    def become(self, iteration: int) -> None:
-        """Take up the weights of π_i."""
+    def take_up(self, iteration: int) -> None:
+        """Give the model the weights of π_i."""
         if iteration != self._weights:
             checkpoint.restore(self._checkpoint(iteration), self.model)
         self._weights = iteration
+
+    def become(self, iteration: int) -> None:
+        """Play as π_i."""
+        self.take_up(iteration)
         self.policy.weights_changed(iteration)
 
     def keep(self, iteration: int, state: dict[str, Any]) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from agentgym.trainers import grpo
+from agentgym.trainers import grpo, lspo
 
+from agentgym import store
 from agentgym.errors import AgentGymError, ConfigError, ContextFull, EngineError
 from agentgym.learner import checkpoint
 from agentgym.learner.logprobs import score
@@ -269,6 +270,39 @@ def test_a_trainer_decodes_with_it(served, tmp_path, staleness):
         assert books["trained"] == 4 * 2
         assert books["started"] == 4 * 2 + books["stale"] + books["failed"] + len(books["under_way"])
     served.weights_changed(20)
+
+
+@pytest.mark.vllm
+def test_self_play_decodes_with_it(served, tmp_path):
+    """Three candidates a speech, pairs and DPO, then a match, in which a strategy sits beside the model."""
+    start = tmp_path / "start"
+    served.model.save_pretrained(start)
+    served._tokenizer.save_pretrained(start)
+    settings = {
+        "game": {"players": 4, "brief": True, "history": "new", "parse_retries": 0, "max_rounds": 2},
+        "model": {"path": str(start), "threads": 1},
+        "rollout": {"max_turns": 12, "max_new_tokens": 8, "context_limit": LIMIT},
+        "decode": {"backend": "vllm", "urls": served.urls},
+        "lspo": {"games": 4, "iterations": 1, "cfr_iterations": 1, "batch": 8},
+        "cfr": {"traversals": 2, "depth": 1, "hidden": [16], "steps": 2, "batch": 8},
+        "measure": {"games": 2},
+    }
+    out = tmp_path / "run"
+    found = lspo.main(lspo.make_config({**settings, "stop_after": "prefer"}), out)
+    assert list(found) == ["before"]
+    found = lspo.main(lspo.make_config(settings), out, resume=True)
+    assert list(found) == ["before", "after"]
+    played = list(store.read(out / "iteration_1" / "games_00000.jsonl"))
+    turns = [(t.segments[turn.segment], turn) for t in played for turn in t.turns]
+    assert sorted({len(turn.candidates) for _, turn in turns}) == [0, 3]
+    for segment, turn in turns:
+        ids = segment.ids[: turn.stop]
+        assert (
+            np.abs(np.array(score(served.model, ids, turn.start)) - segment.logps[turn.start : turn.stop]).max() <= EXACT
+        )
+        assert set(segment.versions[turn.start : turn.stop]) == {0}
+    assert (out / "final" / "config.json").exists()
+    served.weights_changed(25)
 
 
 @pytest.mark.vllm

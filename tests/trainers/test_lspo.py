@@ -349,6 +349,7 @@ def test_wrong_settings_are_named(start):
         ({"game": {"history": "all"}}, "context=append"),
         ({"measure": {"opponent": "nobody"}}, "measure.opponent"),
         ({"rollout": {"temperature": 0.0}}, "temperature above 0"),
+        ({"decode": {"backend": "vllm", "staleness": 1}}, "decode.staleness must be 0"),
     ):
         with pytest.raises(ConfigError, match=message):
             settings(start, **changes)
