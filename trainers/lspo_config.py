@@ -39,6 +39,7 @@ class Lspo:
         pairs: ``extremes``: one pair a speech; ``all``: every two candidates of different strategies.
         min_gap: Pairs whose regrets differ by less are left out.
         beta: β.
+        nll_weight: Of the chosen answer's negative log-likelihood per token, beside DPO's loss; 0 in the paper.
         epochs: Passes over the pairs.
         batch: Pairs of an optimizer step.
     """
@@ -56,6 +57,7 @@ class Lspo:
     pairs: PairRule = "extremes"
     min_gap: float = 1e-6
     beta: float = 0.1
+    nll_weight: float = 0.0
     epochs: int = 2
     batch: int = 64
 
@@ -67,6 +69,8 @@ class Lspo:
             raise ConfigError(f"lspo.candidates is {self.candidates}: it must be at least 2, or nothing is compared")
         if len(self.latents) != len(ROLES) or min(self.latents) < 1:
             raise ConfigError(f"lspo.latents must be four numbers of at least 1 ({', '.join(ROLES)})")
+        if self.nll_weight < 0:
+            raise ConfigError(f"lspo.nll_weight is {self.nll_weight}: it must be 0 or more")
         if self.beta <= 0 or self.min_gap < 0:
             raise ConfigError(f"lspo.beta ({self.beta}) must be above 0, lspo.min_gap ({self.min_gap}) 0 or more")
 

@@ -350,8 +350,11 @@ def add_reference(model: Any, rows: Sequence[TrainRow], token_budget: int) -> No
         row.logps = [next(logps) if m else 0.0 for m in row.mask]
 
 
-def make_loss(beta: float) -> LossFn:
-    """DPO's loss, averaged over the pairs of the batch; ``old_logp`` is the reference's."""
+def make_loss(beta: float, nll_weight: float = 0.0) -> LossFn:
+    """DPO's loss, averaged over the pairs of the batch; ``old_logp`` is the reference's.
+
+    With ``nll_weight`` the mean −log π of the chosen answer's tokens is added, so often (not in the paper).
+    """
 
     def loss(out: TokenOutput, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         pairs, index = batch.trajectory.unique(return_inverse=True)
@@ -363,6 +366,8 @@ def make_loss(beta: float) -> LossFn:
         policy = [sums(out.logp, of) for of in (chosen, ~chosen)]
         reference = [sums(batch.old_logp, of) for of in (chosen, ~chosen)]
         each = dpo_loss(*policy, *reference, beta=beta)
+        tokens = sums(torch.ones_like(out.logp), chosen)
+        nll = -policy[0] / tokens
         won = beta * (policy[0] - reference[0]).detach()
         lost = beta * (policy[1] - reference[1]).detach()
         metrics = {
@@ -371,8 +376,9 @@ def make_loss(beta: float) -> LossFn:
             "dpo/chosen_reward": won,
             "dpo/rejected_reward": lost,
             "dpo/accuracy": (won > lost).float(),
+            "dpo/chosen_nll": nll.detach(),
             "policy/entropy": out.entropy.detach(),
         }
-        return each.sum() / batch.batch_trajectories, metrics
+        return (each + nll_weight * nll).sum() / batch.batch_trajectories, metrics
 
     return loss
