@@ -156,7 +156,9 @@ def tune(job: Job, iteration: int) -> dict[str, float]:
     lines = (job.folder(iteration) / "pairs.jsonl").read_text().splitlines()
     pairs = [Pair(**json.loads(line)) for line in lines]
     rows = lspo_pairs.dpo_rows(pairs)
-    learner, loss, sums, seen = Learner(job.model, cfg.optim), lspo_pairs.make_loss(cfg.lspo.beta, cfg.lspo.nll_weight), {}, 0
+    learner, loss = Learner(job.model, cfg.optim), lspo_pairs.make_loss(cfg.lspo.beta, cfg.lspo.nll_weight)
+    sums: dict[str, float] = {}
+    seen = 0
     if rows:
         lspo_pairs.add_reference(job.model, rows, cfg.optim.token_budget)
     for epoch in range(cfg.lspo.epochs):

@@ -297,9 +297,8 @@ def test_self_play_decodes_with_it(served, tmp_path):
     assert sorted({len(turn.candidates) for _, turn in turns}) == [0, 3]
     for segment, turn in turns:
         ids = segment.ids[: turn.stop]
-        assert (
-            np.abs(np.array(score(served.model, ids, turn.start)) - segment.logps[turn.start : turn.stop]).max() <= EXACT
-        )
+        found = np.array(score(served.model, ids, turn.start))
+        assert np.abs(found - segment.logps[turn.start : turn.stop]).max() <= EXACT
         assert set(segment.versions[turn.start : turn.stop]) == {0}
     assert (out / "final" / "config.json").exists()
     served.weights_changed(25)

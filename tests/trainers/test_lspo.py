@@ -106,7 +106,8 @@ def test_the_sign_that_wins_is_the_default():
 # ---- the gradient ----------------------------------------------------------------------------------------
 
 
-def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start):
+@pytest.mark.parametrize("nll_weight", [0.0, 0.7])
+def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start, nll_weight):
     pairs = [
         Pair("a", "player_0", [7, 8, 9, 10, 11, 12], [20, 21, 22], [23, 24], 1.0),
         Pair("b", "player_1", [7, 8, 9, 30], [31], [20, 21, 22, 23, 24], 0.5),
@@ -132,7 +133,8 @@ def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start):
             sign * (logp(stock, pair.prompt, answer) - logp(reference, pair.prompt, answer).detach())
             for sign, answer in ((1, pair.chosen), (-1, pair.rejected))
         )
-        by_hand = by_hand - torch.nn.functional.logsigmoid(0.3 * margin) / len(pairs)
+        nll = -logp(stock, pair.prompt, pair.chosen) / len(pair.chosen)
+        by_hand = by_hand + (nll_weight * nll - torch.nn.functional.logsigmoid(0.3 * margin)) / len(pairs)
     by_hand.backward()
 
     for budget in (10**6, 16):  # together, and one pair a micro-batch
@@ -141,7 +143,7 @@ def test_the_gradient_of_two_pairs_is_that_of_a_stock_model(start):
         learner.optimizer.register_step_pre_hook(
             lambda *_, grads=grads: grads.update({n: p.grad.clone() for n, p in model.named_parameters()})
         )
-        metrics = learner.step(pack(rows, budget), lspo_pairs.make_loss(0.3))
+        metrics = learner.step(pack(rows, budget), lspo_pairs.make_loss(0.3, nll_weight))
         assert metrics["optim/loss"] == pytest.approx(float(by_hand), rel=1e-5)
         for name, parameter in stock.named_parameters():
             assert torch.allclose(grads[name], parameter.grad, rtol=1e-4, atol=1e-6), name
@@ -349,6 +351,7 @@ def test_wrong_settings_are_named(start):
         ({"game": {"history": "all"}}, "context=append"),
         ({"measure": {"opponent": "nobody"}}, "measure.opponent"),
         ({"rollout": {"temperature": 0.0}}, "temperature above 0"),
+        ({"lspo": {"nll_weight": -1.0}}, "lspo.nll_weight is -1.0"),
         ({"decode": {"backend": "vllm", "staleness": 1}}, "decode.staleness must be 0"),
     ):
         with pytest.raises(ConfigError, match=message):
