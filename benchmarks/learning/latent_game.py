@@ -45,7 +45,7 @@ CONDITIONS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Name -> title, and latent strategies of Werewolf, Seer, Doctor and Villager."""
 SEATS = 4
 """Players: LSPO's small game (Werewolf, Seer, two Villagers), which a CPU solves in minutes."""
-MEASURED = (2, 6, 20)
+MEASURED = (2, 5, 10, 20)
 """Iterations of CFR after which the average strategy is measured."""
 ANSWER = 10
 """Iterations of the side that is trained against a fixed one."""
