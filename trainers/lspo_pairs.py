@@ -353,7 +353,7 @@ def add_reference(model: Any, rows: Sequence[TrainRow], token_budget: int) -> No
 def make_loss(beta: float, nll_weight: float = 0.0) -> LossFn:
     """DPO's loss, averaged over the pairs of the batch; ``old_logp`` is the reference's.
 
-    With ``nll_weight`` the mean −log π of the chosen answer's tokens is added, so often (not in the paper).
+    ``nll_weight`` weighs the mean −log π of the chosen answer's tokens, which is added to it (not in the paper).
     """
 
     def loss(out: TokenOutput, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -366,8 +366,7 @@ def make_loss(beta: float, nll_weight: float = 0.0) -> LossFn:
         policy = [sums(out.logp, of) for of in (chosen, ~chosen)]
         reference = [sums(batch.old_logp, of) for of in (chosen, ~chosen)]
         each = dpo_loss(*policy, *reference, beta=beta)
-        tokens = sums(torch.ones_like(out.logp), chosen)
-        nll = -policy[0] / tokens
+        nll = -policy[0] / sums(torch.ones_like(out.logp), chosen).clamp(min=1)
         won = beta * (policy[0] - reference[0]).detach()
         lost = beta * (policy[1] - reference[1]).detach()
         metrics = {
