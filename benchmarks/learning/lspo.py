@@ -1,9 +1,10 @@
 """LSPO on Werewolf with a tiny model that speaks a grammar: every iteration against the last one, and its ablations.
 
-The game is that of the example, the small one of the paper's ablations (Werewolf, Seer, two Villagers).
-All seeds start from one model. An agent plays as Werewolves against the final agent's village, then the other way
-round, on the same deals; the games of all seeds make a cell. Ablations, as the paper's: the tuned model without the
-strategy, and the strategy with the untuned model. Prints the table and draws the picture of docs/learning.md.
+The game is that of the example, the small one of the paper's ablations (Werewolf, Seer, two Villagers). All seeds start
+from one model. An agent plays as Werewolves against the final agent's village, then the other way round, on the same
+deals; the games of all seeds make a cell. Ablations: the tuned model without the strategy (in the paper pairs are
+labelled by a large model instead), and the strategy with the untuned model. Prints the table and draws the picture of
+docs/learning.md.
 """
 
 from __future__ import annotations
