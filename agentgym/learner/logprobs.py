@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from agentgym.learner.attention import Packed, hidden_states, logits_at
 from agentgym.learner.pack import MicroBatch
+from agentgym.learner.places import has_grid, positions_of
 from agentgym.learner.vision import spliced
+from agentgym.pictures import Picture
+from agentgym.types import ImageSpan
 
 CHUNK = 4096
 """Trained tokens whose logits are made at once."""
@@ -56,11 +59,26 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
 
 
 @torch.inference_mode()
-def score(model: Any, ids: Sequence[int], start: int) -> list[float]:
-    """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it; ``start`` is at least 1."""
+def score(
+    model: Any,
+    ids: Sequence[int],
+    start: int,
+    images: Sequence[ImageSpan] = (),
+    pictures: Mapping[str, Picture] | None = None,
+) -> list[float]:
+    """Log-probabilities (temperature 1) of ``ids[start:]``, each given all ids before it; ``start`` is at least 1.
+
+    Args:
+        model: A model prepared by `agentgym.learner.model.prepare`.
+        ids: A row of tokens.
+        start: The first that is scored.
+        images: Where in it images stand.
+        pictures: The images by hash.
+    """
     tokens = torch.tensor(ids, device=next(model.parameters()).device)
-    positions = torch.arange(len(tokens), device=tokens.device)
-    hidden = hidden_states(model, tokens, positions, Packed([0, len(tokens)], [-1]))
+    places = torch.from_numpy(positions_of(len(ids), images)) if has_grid(images) else torch.arange(len(ids))
+    layout, splice = Packed([0, len(tokens)], [-1]), spliced(model, pictures or {}, images)
+    hidden = hidden_states(model, tokens, places.to(tokens.device), layout, splice)
     logp = logits_at(model, hidden[start - 1 : -1]).log_softmax(-1)
     found: list[float] = logp.gather(1, tokens[start:, None])[:, 0].tolist()
     return found

@@ -104,6 +104,7 @@ def build_model(
         processor = _qwen_processor(14)
     elif family == "qwen3_vl":
         text["head_dim"] = hidden // heads
+        text["rope_parameters"]["mrope_interleaved"] = True
         tower |= {"num_position_embeddings": 256, "deepstack_visual_indexes": [0], "patch_size": 16}
         config = Qwen3VLConfig(text_config=text, vision_config=tower, **shared)
         processor = _qwen_processor(16)

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoImageProcessor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, EngineError
 from agentgym.learner.attention import Splice
 from agentgym.pictures import Picture
 from agentgym.types import ImageSpan
@@ -87,6 +87,18 @@ class Vision:
         """What transformers' own forward takes beside the ids ``[1, T]`` of a row with images."""
         return inputs
 
+    def inputs_behind(self, pixels: np.ndarray, first: int, stop: int) -> dict[str, torch.Tensor]:
+        """Pixel values behind some of the placeholders of an image ``[H, W, 3]``, for a tower that sees them alone.
+
+        Raises:
+            EngineError: If they cannot be seen alone.
+        """
+        raise NotImplementedError
+
+    def item(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The pixel values of one image under the names, and in the shapes, that vLLM knows them by."""
+        raise NotImplementedError
+
     def see(self, model: Any, pictures: Sequence[Picture]) -> list[Features]:
         """Run the vision tower over images, all of them in one forward.
 
@@ -126,6 +138,16 @@ class _Qwen(Vision):
         """Patches ``[N, C]`` and the grid of each image ``[n, 3]``."""
         return dict(self.processor(images=list(pictures), input_data_format="channels_last", return_tensors="pt"))
 
+    def inputs_behind(self, pixels: np.ndarray, first: int, stop: int) -> dict[str, torch.Tensor]:
+        """Patches ``[N, C]`` and grid ``[1, 3]`` of the image, which is seen as a whole."""
+        if (first, stop) != (0, self.expand(*pixels.shape[:2]).tokens):
+            raise EngineError("a prompt holds a part of an image, which this model can only see as a whole")
+        return self.inputs([pixels])
+
+    def item(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Patches ``[N, C]`` and grid ``[3]``."""
+        return {"pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"][0]}
+
     def stock(self, ids: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What transformers' own forward takes beside the ids: it wants to be told which of them are images."""
         return {**inputs, "mm_token_type_ids": (ids == self.image_id).int()}
@@ -153,6 +175,19 @@ class _Idefics(Vision):
         """Tiles of all images ``[1, N, 3, S, S]`` and their masks."""
         made = self._process(pictures)
         return {name: made[name] for name in ("pixel_values", "pixel_attention_mask")}
+
+    def inputs_behind(self, pixels: np.ndarray, first: int, stop: int) -> dict[str, torch.Tensor]:
+        """Tiles ``[1, N, 3, S, S]`` and their masks."""
+        if first % self.tile or stop % self.tile:
+            raise EngineError("a prompt holds a part of a tile of an image, which this model can only see as a whole")
+        tiles = slice(first // self.tile, stop // self.tile)
+        return {name: value[:, tiles] for name, value in self.inputs([pixels]).items()}
+
+    def item(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tiles ``[N, 3, S, S]``, their masks ``[N, S, S]``, and N."""
+        tiles = inputs["pixel_values"][0]
+        masks = inputs["pixel_attention_mask"][0]
+        return {"pixel_values": tiles, "pixel_attention_mask": masks, "num_patches": torch.tensor(len(tiles))}
 
     def probe(self) -> tuple[dict[str, torch.Tensor], int, int]:
         """The last tile alone: there may be many, and large ones."""

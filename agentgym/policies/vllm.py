@@ -28,16 +28,24 @@ from agentgym.errors import ConfigError, ContextFull, EngineError
 from agentgym.learner import lora
 from agentgym.learner.logprobs import score
 from agentgym.learner.vision import vision_of
+from agentgym.pictures import Picture, Ref
 from agentgym.policies.base import Generation, Request, check_request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
+from agentgym.policies.vllm_images import Images
 from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
 from agentgym.policies.vllm_weights import Adapters, Merged
 from agentgym.renderer import Renderer
+from agentgym.types import ImageSpan
 
-_TRIES, _PROBE_TOKENS, _PROBE_SAMPLED = 3, 32, 8
+_TRIES, _PROBE_TOKENS, _PROBE_SAMPLED, _PROBE_SIZE = 3, 32, 8, (60, 100, 3)
 _BLOCK = 32
 """Tokens that are cached together; the 128 that are usual on a CPU are longer than most turns."""
+_SEEING = [
+    *("--limit-mm-per-prompt", '{"image": 999, "video": 0}'),
+    *("--mm-processor-cache-gb", "0", "--no-mm-device-do-normalize"),
+]
+"""Images come prepared, so that pixels must not be normalised once more; there are no videos."""
 
 
 class VLLMSession:
@@ -108,8 +116,10 @@ class VLLMPolicy:
         self.context_limit: int | None = min(positions, context_limit)
         self.vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.stats = {"sampled": 0, "prompt": 0, "cached": 0, "restarts": 0, "sync_s": 0.0}
-        if vision_of(model) is not None:
-            raise ConfigError("decode.backend is vllm, but the model sees: models with images decode with hf so far")
+        vision = vision_of(model)
+        self._images = Images(vision, next(model.parameters()).dtype) if vision is not None else None
+        if vision is not None and config.lora == "adapter":
+            raise ConfigError("decode.lora is adapter, but the model sees: send merged weights (decode.lora=merged)")
         if config.lora == "adapter" and not lora.is_adapted(model):
             raise ConfigError("decode.lora is adapter, but the model has none: set model.lora.rank")
         self._weights = Adapters() if config.lora == "adapter" else Merged()
@@ -172,7 +182,7 @@ class VLLMPolicy:
         self._check(request)
         probe = None
         if request.probe is not None:
-            scores = await self._clients[number].score([*request.ids, *request.probe.ids])
+            scores = await self._clients[number].score([*request.ids, *request.probe.ids], self._features(request))
             first = len(request.ids) + request.probe.start - 1
             probe = float(np.mean(scores[first:][: len(request.probe.answer)]))
         ids: list[int] = []
@@ -206,6 +216,7 @@ class VLLMPolicy:
                     request.top_p,
                     str(self.version),
                     name,
+                    self._features(request),
                 )
                 return self._weights.labelled(answer, name)
             except Unreachable:
@@ -214,10 +225,18 @@ class VLLMPolicy:
                 await asyncio.to_thread(self._bring_back, number)
         raise AssertionError
 
+    def _features(self, request: Request) -> dict[str, Any] | None:
+        """What a server is told of the images in a prompt."""
+        if self._images is None:
+            return None
+        return self._images.features(request.images, request.pictures, self.version)
+
     def _check(self, request: Request) -> None:
         if self._folder is None:
             raise EngineError("the vLLM servers have no weights yet: call weights_changed first")
         check_request(request, self.vocab_size)
+        if request.images and self._images is None:
+            raise EngineError("the prompt holds images, but the model reads text only")
         behind = max(request.max_new_tokens, len(request.probe.ids) + 1 if request.probe else 0)
         if self.context_limit is not None and len(request.ids) + behind > self.context_limit:
             raise ContextFull(
@@ -324,8 +343,10 @@ class VLLMPolicy:
             "logprobs-mode": "processed_logprobs",
             **({"block-size": _BLOCK} if self._install.cpu else {}),
         }
-        flags = ["--skip-tokenizer-init", "--enable-prefix-caching", "--enable-prompt-tokens-details"]
+        flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
         flags += ["--enforce-eager"] if self._install.cpu else []
+        flags += ["--skip-tokenizer-init"] if self._images is None else _SEEING
+        flags += ["--skip-mm-profiling"] if self._images is not None and self._install.cpu else []
         flags += self._weights.flags(self.model)
         return [*(part for k, v in values.items() for part in (f"--{k}", str(v))), *flags, *self.config.arguments]
 
@@ -340,10 +361,21 @@ class VLLMPolicy:
 
     def _verify(self, number: int) -> None:
         """Compare a server's log-probabilities with the trainer's on a probe."""
-        client = self._clients[number]
-        ids = np.random.default_rng(self.version).integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
-        answer = client.sample_now(ids, _PROBE_SAMPLED, str(self.version), self._weights.name(number))
-        theirs, ours = np.array(answer.logps), np.array(score(self.model, [*ids, *answer.ids], len(ids)))
+        client, rng = self._clients[number], np.random.default_rng(self.version)
+        ids: list[int] = rng.integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
+        images: list[ImageSpan] = []
+        pictures: dict[str, Picture] = {}
+        features = None
+        if self._images is not None:
+            picture = Picture.of(rng.integers(0, 256, _PROBE_SIZE, np.uint8))
+            marker = Ref(picture.hash, *_PROBE_SIZE[:2]).marker
+            shown, images = self.renderer.encode(*self.renderer.place([{"role": "user", "content": marker}]), False)
+            ids = [*shown, *(0 if i == self._images.vision.image_id else i for i in ids)]
+            pictures = {picture.hash: picture}
+            features = self._images.features(images, pictures, self.version)
+        answer = client.sample_now(ids, _PROBE_SAMPLED, str(self.version), self._weights.name(number), features)
+        theirs = np.array(answer.logps)
+        ours = np.array(score(self.model, [*ids, *answer.ids], len(ids), images, pictures))
         worst = float(np.abs(theirs - ours).max())
         limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
         if not worst <= limit:

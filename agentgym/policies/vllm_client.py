@@ -73,6 +73,7 @@ class VLLMClient:
         top_p: float,
         salt: str,
         name: str | None = None,
+        features: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Sample after a prompt.
 
@@ -84,34 +85,46 @@ class VLLMClient:
             top_p: Nucleus.
             salt: Cached keys and values are shared with requests of the same salt only.
             name: The adapter, None for the model alone.
+            features: The images in the prompt, of `agentgym.policies.vllm_images.Images`.
 
         Raises:
             Unreachable: The server cannot be reached, cut the connection, or took too long.
             EngineError: It refused, or answered with something else.
         """
-        body = _to_sample(ids, new, [stop], temperature, top_p, salt, name)
+        body = _to_sample(ids, new, [stop], temperature, top_p, salt, name, features)
         try:
             response = await self._async.post("/inference/v1/generate", json=body)
         except httpx.HTTPError as error:
             raise self._lost(error) from error
         return self._sampled(self._json(response), new)
 
-    async def score(self, ids: Sequence[int]) -> list[float]:
+    async def score(self, ids: Sequence[int], features: Mapping[str, Any] | None = None) -> list[float]:
         """Log-probability (temperature 1) of every token but the first, computed anew.
+
+        Args:
+            ids: The tokens.
+            features: The images among them.
 
         Raises:
             Unreachable: As `generate`.
             EngineError: As `generate`.
         """
         try:
-            response = await self._async.post("/inference/v1/generate", json=_to_score(ids))
+            response = await self._async.post("/inference/v1/generate", json=_to_score(ids, features))
         except httpx.HTTPError as error:
             raise self._lost(error) from error
         return self._scored(self._json(response), ids)
 
-    def sample_now(self, ids: Sequence[int], new: int, salt: str, name: str | None = None) -> Answer:
+    def sample_now(
+        self,
+        ids: Sequence[int],
+        new: int,
+        salt: str,
+        name: str | None = None,
+        features: Mapping[str, Any] | None = None,
+    ) -> Answer:
         """Sample ``new`` tokens after a prompt at temperature 1, outside an event loop."""
-        body = _to_sample(ids, new, [], 1.0, 1.0, salt, name)
+        body = _to_sample(ids, new, [], 1.0, 1.0, salt, name, features)
         return self._sampled(self._json(self._posted("/inference/v1/generate", body)), new)
 
     def order(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> None:
@@ -195,7 +208,14 @@ class VLLMClient:
 
 
 def _to_sample(
-    ids: Sequence[int], new: int, stop: list[int], temperature: float, top_p: float, salt: str, name: str | None
+    ids: Sequence[int],
+    new: int,
+    stop: list[int],
+    temperature: float,
+    top_p: float,
+    salt: str,
+    name: str | None,
+    features: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     sampling = {
         "max_tokens": new,
@@ -206,9 +226,10 @@ def _to_sample(
         "ignore_eos": True,
         "detokenize": False,
     }
-    return {"token_ids": list(ids), "cache_salt": salt, "sampling_params": sampling, "model": name}
+    body = {"token_ids": list(ids), "cache_salt": salt, "sampling_params": sampling, "model": name}
+    return body if features is None else {**body, "features": features}
 
 
-def _to_score(ids: Sequence[int]) -> dict[str, Any]:
-    sampling = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
-    return {"token_ids": list(ids), "sampling_params": sampling}
+def _to_score(ids: Sequence[int], features: Mapping[str, Any] | None) -> dict[str, Any]:
+    body = {"token_ids": list(ids), "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}}
+    return body if features is None else {**body, "features": features}

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from agentgym.errors import ConfigError
 from agentgym.learner import lora
+from agentgym.learner.vision import vision_of
 from agentgym.policies.vllm_client import Answer, VLLMClient
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -155,6 +156,10 @@ def _save(folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> No
         state[name] = tensor.clone() if tensor.data_ptr() in taken else tensor.contiguous()
         taken.add(state[name].data_ptr())
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = type(model.config).from_dict({**model.config.to_dict(), "tie_word_embeddings": False})
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    vision = vision_of(model)
+    if vision is not None:
+        vision.processor.save_pretrained(folder)
