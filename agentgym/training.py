@@ -214,6 +214,7 @@ class Training:
                 cfg = self.cfg
                 metrics |= measure(self.model, drawn, cfg.optim, cfg.rollout.temperature, cfg.mismatch)
                 metrics["rollout/engine_restarts"] = float(self.policy.stats["restarts"])
+                self.policy.rest()
             if isinstance(self.rollout, AheadRollout):
                 metrics |= self.rollout.metrics(drawn)
             yield metrics

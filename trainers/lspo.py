@@ -152,6 +152,7 @@ def prefer(job: Job, iteration: int) -> dict[str, float]:
 def tune(job: Job, iteration: int) -> dict[str, float]:
     """π_i by DPO from π_{i−1}, which is also the reference."""
     cfg = job.cfg
+    job.rest()
     job.take_up(iteration - 1)
     lines = (job.folder(iteration) / "pairs.jsonl").read_text().splitlines()
     pairs = [Pair(**json.loads(line)) for line in lines]

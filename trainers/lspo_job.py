@@ -77,6 +77,11 @@ class Job:
         self.take_up(iteration)
         self.policy.weights_changed(iteration)
 
+    def rest(self) -> None:
+        """Nobody plays until `become`."""
+        if self.cfg.decode.backend == "vllm":
+            self.policy.rest()
+
     def keep(self, iteration: int, state: dict[str, Any]) -> None:
         """Save the weights as π_i."""
         checkpoint.save(

@@ -20,6 +20,8 @@ class DecodeConfig:
             above 0 groups are played ahead while the learner updates.
         lora: How servers get adapters: merged into the weights of the model, which they read anew; or adapter: alone,
             beside a model that stays (servers at ``urls`` then need --enable-lora).
+        sleep: Whether servers give up the memory of weights, keys and values while the learner updates, where both
+            share a card (servers at ``urls`` then need --enable-sleep-mode; the build for CPUs keeps it).
         servers: How many are started here.
         urls: Servers that run already, in place of those started here: ``http://HOST:PORT``, or ``unix:`` and the
             file of a socket. Start them with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; a key, if they want one, is
@@ -40,6 +42,7 @@ class DecodeConfig:
     backend: Literal["hf", "vllm"] = "hf"
     staleness: int = 0
     lora: Literal["merged", "adapter"] = "merged"
+    sleep: bool = False
     servers: int = 1
     urls: tuple[str, ...] = ()
     weights_dir: str = ""
@@ -56,6 +59,10 @@ class DecodeConfig:
             raise ConfigError(f"decode.staleness is {self.staleness}: it must be 0 or more")
         if self.staleness and self.backend == "hf":
             raise ConfigError("decode.staleness needs decode.backend=vllm: hf decodes with the module that is trained")
+        if self.sleep and self.backend == "hf":
+            raise ConfigError("decode.sleep needs decode.backend=vllm: hf decodes with the module that is trained")
+        if self.sleep and self.staleness:
+            raise ConfigError("decode.sleep stops the servers during an update, decode.staleness needs them then")
         if self.servers < 1:
             raise ConfigError(f"decode.servers is {self.servers}: it must be at least 1")
         for name in ("kv_cache_gb", "start_timeout", "sync_timeout", "request_timeout"):

@@ -131,6 +131,7 @@ class VLLMPolicy:
         self._servers: list[VLLMServer] = []
         self._clients: list[VLLMClient] = []
         self._folder: Folder | None = None
+        self._asleep = False
         self._install = None if config.urls else find_install(config.python)
         key = os.environ.get("VLLM_API_KEY", "")
         for url in config.urls:
@@ -234,6 +235,8 @@ class VLLMPolicy:
     def _check(self, request: Request) -> None:
         if self._folder is None:
             raise EngineError("the vLLM servers have no weights yet: call weights_changed first")
+        if self._asleep:
+            raise EngineError("the vLLM servers sleep while the learner updates: call weights_changed first")
         check_request(request, self.vocab_size)
         if request.images and self._images is None:
             raise EngineError("the prompt holds images, but the model reads text only")
@@ -289,8 +292,22 @@ class VLLMPolicy:
             self._weights.save(folder, version, self.model, self._tokenizer)
             self.version = version
             self._each(lambda number: self._push(number, fresh))
+            self._asleep = False
             self._weights.clear(folder)
         self.stats["sync_s"] = time.perf_counter() - started
+
+    def rest(self) -> None:
+        """Let the servers give up their memory until `weights_changed`; nothing if ``decode.sleep`` is not set.
+
+        Raises:
+            EngineError: If a server refuses.
+        """
+        if not self.config.sleep or self._folder is None or self._asleep:
+            return
+        with self._lock:
+            level, timeout = str(self._weights.sleep_level), self.config.sync_timeout
+            self._each(lambda number: self._clients[number].order("/sleep", {}, timeout, level=level))
+            self._asleep = True
 
     def _open(self) -> Folder:
         """The folder for weights; made once, with the programs that will keep the servers."""
@@ -319,7 +336,7 @@ class VLLMPolicy:
             self._start(number, fresh)
             return
         try:
-            self._weights.give(number, self._clients[number], self.config.sync_timeout)
+            self._weights.give(number, self._clients[number], self.config.sync_timeout, self._asleep)
             self._verify(number)
         except EngineError:
             if not self._servers:
@@ -345,6 +362,7 @@ class VLLMPolicy:
         }
         flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
         flags += ["--enforce-eager"] if self._install.cpu else []
+        flags += ["--enable-sleep-mode"] if self.config.sleep and not self._install.cpu else []
         flags += ["--skip-tokenizer-init"] if self._images is None else _SEEING
         flags += ["--skip-mm-profiling"] if self._images is not None and self._install.cpu else []
         flags += self._weights.flags(self.model)

@@ -30,6 +30,8 @@ class Merged:
     """
 
     start_folder: Path
+    sleep_level = 2
+    """What a server forgets when it sleeps: 1 keys and values, its weights move to the host; 2 the weights too."""
 
     def __init__(self) -> None:
         self._version = 0
@@ -52,20 +54,23 @@ class Merged:
         state = lora.merged_state(model) if lora.is_adapted(model) else model.state_dict()
         _save(self.start_folder, state, model, tokenizer)
 
-    def give(self, number: int, client: VLLMClient, timeout: float) -> None:
-        """Let a server that runs take the newest version.
+    def give(self, number: int, client: VLLMClient, timeout: float, asleep: bool = False) -> None:
+        """Let a server that runs, or sleeps, take the newest version.
 
         Raises:
             EngineError: If it does not within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
 
-        def command(path: str, **body: Any) -> None:
-            query = {"mode": "abort"} if path == "/pause" else {}
-            client.order(path, body, max(1.0, deadline - time.monotonic()), **query)
+        def command(path: str, query: dict[str, str] | None = None, **body: Any) -> None:
+            client.order(path, body, max(1.0, deadline - time.monotonic()), **(query or {}))
 
-        command("/pause")
+        command("/pause", {"mode": "abort"})
+        if asleep:
+            command("/wake_up", {"tags": "weights"})
         command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(self.start_folder)})
+        if asleep:
+            command("/wake_up", {"tags": "kv_cache"})
         command("/reset_prefix_cache")
         command("/update_weight_version", new_version=str(self._version))
         command("/resume")
@@ -83,6 +88,8 @@ class Merged:
 
 class Adapters(Merged):
     """Servers keep the model without adapters; every version is an adapter of another name beside it."""
+
+    sleep_level = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,8 +124,10 @@ class Adapters(Merged):
         self._folders.append(folder)
         model.save_pretrained(folder, save_embedding_layers=False)
 
-    def give(self, number: int, client: VLLMClient, timeout: float) -> None:
-        """Let a server that runs load the newest adapter; requests name it from then on."""
+    def give(self, number: int, client: VLLMClient, timeout: float, asleep: bool = False) -> None:
+        """Let a server that runs, or sleeps, load the newest adapter; requests name it from then on."""
+        if asleep:
+            client.order("/wake_up", {}, timeout)
         loaded = self._loaded.setdefault(number, [])
         loaded.append(self._load(client, timeout))
         while len(loaded) > _KEPT:

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -208,6 +209,32 @@ def test_weights_change_while_turns_are_written(served):
 
 
 @pytest.mark.vllm
+def test_servers_sleep_while_the_learner_updates(served, monkeypatch):
+    """The build for CPUs keeps its memory, but obeys else: nothing is written before there are new weights."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=served.urls[0].removeprefix("unix:"))) as client:
+
+        def asleep():
+            return client.get("http://vllm/is_sleeping").json()["is_sleeping"]
+
+        served.rest()
+        assert not asleep(), "it was not asked to sleep"
+        monkeypatch.setattr(served.config, "sleep", True)
+        ask(served, [prompt(0)])
+        served.rest()
+        served.rest()
+        assert asleep()
+        with pytest.raises(EngineError, match="sleep while the learner updates"):
+            ask(served, [prompt(0)])
+        perturb(served.model, 4)
+        served.weights_changed(served.version + 1)
+        assert not asleep()
+    turns = ask(served, [prompt(0)])
+    assert worst(served.model, [prompt(0)], turns) <= EXACT
+    assert set(turns[0].version) == {served.version}
+    assert served.stats["restarts"] == 0
+
+
+@pytest.mark.vllm
 def test_a_server_that_did_not_take_the_weights_is_found_out(served, monkeypatch, tokenizers):
     """A server at an address cannot be started anew: the run stops, and says why."""
     config = DecodeConfig(backend="vllm", urls=tuple(served.urls))
@@ -237,7 +264,7 @@ def test_a_trainer_decodes_with_it(served, tmp_path, staleness):
         "env": {"id": "agentgym/VirtualHome-Food-v0"},
         "model": {"path": str(start), "threads": 1},
         "rollout": {"max_turns": 3, "max_new_tokens": 8, "context_limit": LIMIT, "codec": "plain"},
-        "decode": {"backend": "vllm", "urls": served.urls, "staleness": staleness},
+        "decode": {"backend": "vllm", "urls": served.urls, "staleness": staleness, "sleep": not staleness},
         "mismatch": {"correct": "truncated", "refuse": 1.0},
         "groups": 2,
         "group_size": 3,
@@ -411,7 +438,7 @@ def test_adapters_alone(vllm_install, tokenizers, tmp_path):
     """Nothing stops for a new adapter: a turn that is being written is ended by the one that began it."""
     tokenizer = tokenizers()
     model = add_adapter(small_model(tokenizer), LoraConfig(rank=3, alpha=3.0), 0)
-    config = DecodeConfig(backend="vllm", lora="adapter", python=vllm_install.python, kv_cache_gb=1)
+    config = DecodeConfig(backend="vllm", lora="adapter", python=vllm_install.python, kv_cache_gb=1, sleep=True)
     prompts = [prompt(i) for i in range(8)]
     olds = {}
     with VLLMPolicy(model, tokenizer, Renderer(HFTokenizer(tokenizer)), config, tmp_path, LIMIT) as policy:
@@ -449,7 +476,10 @@ def test_adapters_alone(vllm_install, tokenizers, tmp_path):
         turns = ask(policy, prompts)
         assert policy.stats["restarts"] == 1
         assert worst(model, prompts, turns) <= EXACT
+        policy.rest()
+        perturb_adapters(model, 7)
         policy.weights_changed(7)
+        assert worst(model, prompts, ask(policy, prompts)) <= EXACT
         assert policy.stats["restarts"] == 1
     with pytest.raises(ConfigError, match=r"decode\.lora is adapter, but the model has none"):
         VLLMPolicy(small_model(tokenizer), tokenizer, policy.renderer, config, tmp_path, LIMIT)
@@ -492,6 +522,7 @@ def test_what_is_missing_is_said_before_anything_starts(tmp_path, tokenizers):
         ({"tolerance": -1.0}, "decode.tolerance"),
         ({"urls": ("http://a", "http://b"), "servers": 2}, "give one of them"),
         ({"weights_dir": "/tmp"}, "decode.weights_dir is for servers"),
+        ({"sleep": True, "staleness": 1}, "decode.sleep stops the servers"),
     ],
 )
 def test_settings_that_make_no_sense(values, message):
