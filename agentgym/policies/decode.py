@@ -20,6 +20,9 @@ class DecodeConfig:
             above 0 groups are played ahead while the learner updates.
         lora: How servers get adapters: merged into the weights of the model, which they read anew; or adapter: alone,
             beside a model that stays (servers at ``urls`` then need --enable-lora).
+        transfer: How servers get the whole weights: as files in memory or a folder, or from card to card over nccl, for
+            which vLLM must be installed beside this package too.
+        address: Where servers reach this process for nccl.
         sleep: Whether servers give up the memory of weights, keys and values while the learner updates, where both
             share a card (servers at ``urls`` then need --enable-sleep-mode; the build for CPUs keeps it).
         servers: How many are started here.
@@ -42,6 +45,8 @@ class DecodeConfig:
     backend: Literal["hf", "vllm"] = "hf"
     staleness: int = 0
     lora: Literal["merged", "adapter"] = "merged"
+    transfer: Literal["files", "nccl"] = "files"
+    address: str = "127.0.0.1"
     sleep: bool = False
     servers: int = 1
     urls: tuple[str, ...] = ()
@@ -63,6 +68,8 @@ class DecodeConfig:
             raise ConfigError("decode.sleep needs decode.backend=vllm: hf decodes with the module that is trained")
         if self.sleep and self.staleness:
             raise ConfigError("decode.sleep stops the servers during an update, decode.staleness needs them then")
+        if self.transfer == "nccl" and self.lora == "adapter":
+            raise ConfigError("decode.transfer=nccl sends whole weights: decode.lora must be merged")
         if self.servers < 1:
             raise ConfigError(f"decode.servers is {self.servers}: it must be at least 1")
         for name in ("kv_cache_gb", "start_timeout", "sync_timeout", "request_timeout"):

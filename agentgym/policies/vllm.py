@@ -122,7 +122,7 @@ class VLLMPolicy:
             raise ConfigError("decode.lora is adapter, but the model sees: send merged weights (decode.lora=merged)")
         if config.lora == "adapter" and not lora.is_adapted(model):
             raise ConfigError("decode.lora is adapter, but the model has none: set model.lora.rank")
-        self._weights = Adapters() if config.lora == "adapter" else Merged()
+        self._weights = _weights(config)
         self._tokenizer = tokenizer
         self._dtype = next(model.parameters()).dtype
         self._lock = threading.Lock()
@@ -401,3 +401,14 @@ class VLLMPolicy:
                 f"the vLLM server at {client.where} does not have the weights of version {self.version}: its "
                 f"log-probabilities differ by {worst:.2g} from the trainer's (decode.tolerance is {limit:g})"
             )
+
+
+def _weights(config: DecodeConfig) -> Merged:
+    """How servers get weights."""
+    if config.lora == "adapter":
+        return Adapters()
+    if config.transfer == "nccl":
+        from agentgym.policies.vllm_nccl import Broadcast
+
+        return Broadcast(config.address)
+    return Merged()

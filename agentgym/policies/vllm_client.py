@@ -136,6 +136,18 @@ class VLLMClient:
         """
         self._checked(self._posted(path, body, timeout, **query))
 
+    def ask(self, path: str) -> Any:
+        """What a server says of itself.
+
+        Raises:
+            Unreachable: As `generate`.
+            EngineError: It refused.
+        """
+        try:
+            return self._json(self._sync.get(path))
+        except httpx.HTTPError as error:
+            raise self._lost(error) from error
+
     def _posted(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> httpx.Response:
         try:
             return self._sync.post(path, json=body, params=query, timeout=timeout or self.timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from agentgym.learner import lora
 from agentgym.learner.vision import vision_of
 from agentgym.policies.vllm_client import Answer, VLLMClient
 
+Command = Callable[..., None]
+"""Says something to a server, a path and what goes with it, before a deadline."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Room for adapters that vLLM can make."""
 _START_S = 60.0
@@ -51,8 +54,7 @@ class Merged:
     def save(self, parent: Path, version: int, model: Any, tokenizer: Any) -> None:
         """Write a version where servers read it."""
         self._version, self.start_folder = version, parent / f"v{version}"
-        state = lora.merged_state(model) if lora.is_adapted(model) else model.state_dict()
-        _save(self.start_folder, state, model, tokenizer)
+        _save(self.start_folder, served_state(model), model, tokenizer)
 
     def give(self, number: int, client: VLLMClient, timeout: float, asleep: bool = False) -> None:
         """Let a server that runs, or sleeps, take the newest version.
@@ -68,12 +70,16 @@ class Merged:
         command("/pause", {"mode": "abort"})
         if asleep:
             command("/wake_up", {"tags": "weights"})
-        command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(self.start_folder)})
+        self.hand_over(number, client, command, max(1.0, deadline - time.monotonic()))
         if asleep:
             command("/wake_up", {"tags": "kv_cache"})
         command("/reset_prefix_cache")
         command("/update_weight_version", new_version=str(self._version))
         command("/resume")
+
+    def hand_over(self, number: int, client: VLLMClient, command: Command, timeout: float) -> None:
+        """Let a server that is paused read the newest version."""
+        command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(self.start_folder)})
 
     def started(self, number: int, client: VLLMClient) -> None:
         """Do what is left to do for a server that was just started."""
@@ -118,7 +124,7 @@ class Adapters(Merged):
         """Write an adapter, and the model without it where that was not done."""
         if not self._folders:
             self.start_folder = parent / "base"
-            _save(self.start_folder, lora.base_state(model), model, tokenizer)
+            _save(self.start_folder, _untied(lora.base_state(model), model), model, tokenizer)
         folder = parent / f"v{version}-{len(self._folders)}"
         self._versions[_name(folder)] = version
         self._folders.append(folder)
@@ -154,11 +160,19 @@ def _name(folder: Path) -> str:
     return f"{folder.parent.name}-{folder.name}"
 
 
+def served_state(model: Any) -> dict[str, Any]:
+    """The weights that are served: adapters merged, and tied ones untied, which vLLM would keep as they were."""
+    return _untied(lora.merged_state(model) if lora.is_adapted(model) else model.state_dict(), model)
+
+
+def _untied(state: dict[str, Any], model: Any) -> dict[str, Any]:
+    return {**state, "lm_head.weight": model.get_output_embeddings().weight}
+
+
 def _save(folder: Path, state: dict[str, Any], model: Any, tokenizer: Any) -> None:
-    """Write a checkpoint that vLLM can read again and again: it keeps tied weights, once packed, as they were."""
+    """Write a checkpoint of weights that are not tied."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    state["lm_head.weight"] = model.get_output_embeddings().weight
     taken: set[int] = set()
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
