@@ -300,7 +300,7 @@ class MiniWoBEnv(gym.Env[Any, str]):
             self._page.load(pages()[name].as_uri())
             self._page.evaluate(f"agentgym.keep({json.dumps(_pictures(pages()[name]))})")
             self._loaded = name
-        mode = json.dumps([seed, split, self.timed])
+        mode = json.dumps([seed, split, self.timed, not self._numbers])
         return self._ask(f"agentgym.reset(...{mode})")
 
     def _do(self, command: Command) -> dict[str, Any]:

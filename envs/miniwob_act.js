@@ -68,13 +68,7 @@ const choose = (option) => {
 /** A point of the element that a click would hit; its middle if there is none. */
 const reach = (element) => {
   element.scrollIntoView({ block: "nearest", inline: "nearest" });
-  const r = element.getClientRects()[0] || element.getBoundingClientRect();
-  const mine = (x, y) => { const hit = document.elementFromPoint(x, y); return hit && (element.contains(hit) || (hit.contains(element) && hit.tagName === "LABEL")); };
-  for (const [u, v] of [[0.5, 0.5], [0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75], [0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9], [0.02, 0.5], [0.98, 0.5], [0.5, 0.02], [0.5, 0.98]]) {
-    const [x, y] = [r.left + u * r.width, r.top + v * r.height];
-    if (mine(x, y)) return [x, y];
-  }
-  return null;
+  return spot(element, false);
 };
 const middle = (element) => box(element).slice(0, 2);
 /** Click where the mouse hits the element or, where it cannot, on what lies there; a thing without size is just hit. */

@@ -14,7 +14,8 @@ window.agentgym = {
     pictures.push(picture);
     return picture.decode().catch(() => null);
   })).then(() => pictures.length),
-  reset(seed, mode, timed) {
+  reset(seed, mode, timed, points) {
+    pointing = points;
     if (pointer.target && pointer.target.isConnected) {
       for (const left of chain(pointer.target)) for (const kind of ["mouseout", "mouseleave"]) mouse(kind, left, {});
     }

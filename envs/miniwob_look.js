@@ -11,7 +11,7 @@ const COLOURS = {
   "255,165,0": "orange", "128,0,128": "purple", "255,192,203": "pink", "165,42,42": "brown", "128,0,0": "maroon",
   "0,0,128": "navy", "128,128,0": "olive", "0,128,128": "teal", "192,192,192": "silver", "238,130,238": "violet",
 };
-let numbers = new WeakMap(), byNumber = new Map(), pointer = { x: 0, y: 0, target: null }, clipboard = "", opened = null;
+let numbers = new WeakMap(), byNumber = new Map(), pointer = { x: 0, y: 0, target: null }, clipboard = "", opened = null, pointing = false;
 
 const clean = (text) => text.replace(/\s+/g, " ").trim();
 const number = (element) => {
@@ -59,7 +59,28 @@ const flags = (element) => {
   if (document.activeElement === element) found.push("focused");
   return found;
 };
-/** [number, kind, text, value, flags, box, id, class, colour] */
+const SPOTS = [[0.5, 0.5], [0.25, 0.5], [0.75, 0.5], [0.5, 0.25], [0.5, 0.75], [0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9], [0.02, 0.5], [0.98, 0.5], [0.5, 0.02], [0.5, 0.98]];
+/** A point of the element that a click would hit, in whole pixels if wanted, null if there is none. */
+const spot = (element, whole) => {
+  const r = element.getClientRects()[0] || element.getBoundingClientRect();
+  const mine = (x, y) => { const hit = document.elementFromPoint(x, y); return hit && (element.contains(hit) || (hit.contains(element) && hit.tagName === "LABEL")); };
+  for (const [u, v] of SPOTS) {
+    const exact = [r.left + u * r.width, r.top + v * r.height], point = whole ? exact.map(Math.round) : exact;
+    if (mine(...point)) return point;
+  }
+  return null;
+};
+/** Where one would point at the element; far above or below if it lies there in a box that scrolls. */
+const aim = (element) => {
+  const found = spot(element, true), [x, y] = box(element);
+  for (let outer = element.parentElement; !found && outer; outer = outer.parentElement) {
+    if (outer.scrollHeight <= outer.clientHeight || !/auto|scroll/.test(getComputedStyle(outer).overflowY)) continue;
+    const r = outer.getBoundingClientRect();
+    if (y < r.top || y >= r.bottom) return [x, y < r.top ? -1e4 : 1e4];
+  }
+  return found || [x, y];
+};
+/** [number, kind, text, value, flags, box, id, class, colour, aim] */
 const record = (element, text) => {
   const style = getComputedStyle(element), shape = element instanceof SVGElement;
   const paint = shape ? colour(style.fill) || colour(style.stroke) : colour(style.backgroundColor);
@@ -68,7 +89,7 @@ const record = (element, text) => {
     : element.matches("input,textarea") ? element.value : null;
   const name = text || (element.type === "submit" || element.type === "button" ? element.value || clean(element.textContent) : "");
   const classes = typeof element.className === "string" ? element.className : element.getAttribute("class") || "";
-  return [number(element), kindOf(element), name, value, flags(element), box(element), element.id, classes, paint];
+  return [number(element), kindOf(element), name, value, flags(element), box(element), element.id, classes, paint, pointing ? aim(element) : null];
 };
 const plain = (element) => [...element.children].every((c) => INLINE.has(c.tagName) && !clickable(c) && plain(c));
 
@@ -101,7 +122,7 @@ const look = () => {
       if (SHAPES.has(tag)) return;
     }
     for (const child of element.childNodes) {
-      if (child.nodeType === Node.TEXT_NODE && text && clean(child.data)) found.push([0, "text", clean(child.data), null, [], [0, 0, 0, 0], "", "", ""]);
+      if (child.nodeType === Node.TEXT_NODE && text && clean(child.data)) found.push([0, "text", clean(child.data), null, [], [0, 0, 0, 0], "", "", "", null]);
       else if (child.nodeType === Node.ELEMENT_NODE) walk(child);
     }
   };

@@ -29,6 +29,7 @@ class Element:
         id: Its id in the document.
         classes: Its classes there.
         colour: A name, ``#rrggbb``, or nothing.
+        aim: Where one would point at it (x, y), outside the screen if one has to scroll first; None if nobody points.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Element:
     id: str
     classes: str
     colour: str
+    aim: list[int] | None = None
 
     @property
     def typed(self) -> bool:
@@ -101,17 +103,19 @@ def pointed(command: Command, page: list[Element], size: tuple[int, int]) -> str
     places = [boxes[place] for place in (command.place, command.to) if isinstance(place, int) and place in boxes]
     if any(not 0 <= e.box[0] < size[0] or e.box[2] * e.box[3] == 0 for e in places):
         return ""
+    points = []
     for element in places:
-        if not 0 <= element.box[1] < size[1]:
-            return "scroll down" if element.box[1] >= size[1] else "scroll up"
-    points = " ".join(f"{e.box[0]} {e.box[1]}" for e in places)
+        x, y = element.aim or element.box[:2]
+        if not 0 <= y < size[1]:
+            return "scroll down" if y >= size[1] else "scroll up"
+        points.append(f"{x} {y}")
     if command.kind == "type" and places:
         if "focused" not in places[0].flags:
-            return f"click {points}"
+            return f"click {points[0]}"
         text = command.argument
         return "" if places[0].value else f'type "{text}"' if text != text.strip() else f"type {text}"
     if command.kind in ("click", "drag") and places:
-        return f"{command.kind} {points}" if len(places) == 1 + (command.kind == "drag") else ""
+        return f"{command.kind} {' '.join(points)}" if len(places) == 1 + (command.kind == "drag") else ""
     return "" if places else f"{command.kind} {command.argument}".strip()
 
 
