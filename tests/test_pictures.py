@@ -190,6 +190,11 @@ def test_the_report_shows_screens_with_the_actions_on_them(tmp_path, chromium, m
         assert browser.run(f"[{circle}('cx'), {circle}('cy')]") == [x, y]
         box = "document.querySelector('.screen img').getBoundingClientRect()"
         assert browser.run(f"[{box}.width, {box}.height]") == [320, 420]
+        ring = "document.querySelector('.screen circle').getBoundingClientRect()"
+        on = browser.run(
+            f"(({{left, top}}) => [{ring}.x + {ring}.width / 2 - left, {ring}.y + {ring}.height / 2 - top])({box})"
+        )
+        assert on == pytest.approx([2 * int(x), 2 * int(y)], abs=0.5), "the ring is not where the click was"
         browser.picture(tmp_path / "clicked.png")
         browser.run("location.hash = '#t=1'")
         browser.run("Promise.all([...document.images].map((i) => i.decode()))")

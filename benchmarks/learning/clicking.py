@@ -34,9 +34,9 @@ def learn(screen: str, seed: int, folder: Path) -> None:
     imitation = {
         "model": tiny,
         "demonstrations": 800,
-        "epochs": 8,
+        "epochs": 16,
         "batch_size": 16,
-        "optim": {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 400},
+        "optim": {"lr": 2e-3, "warmup_steps": 20, "decay_steps": 800},
     }
     start = folder / "start"
     if not study.finished(start):
@@ -61,8 +61,15 @@ def report(out: Path, seeds: int) -> None:
         each = ", ".join(f"{100 * x:.0f}" for x in after)
         rows.append([name, study.percent(before), study.percent(after), each])
     print(study.table(["", "after imitation, %", "after GRPO, %", "each seed"], rows))
-    panel = study.curves(runs, "episode/success", "Clicking a square", "success of training episodes")
-    study.figure([panel], study.DOCS / "clicking.png")
+    starts = {name: [folder / "start" for folder in folders] for name, folders in runs.items()}
+    loss = study.curves(starts, "sft/nll", "Imitation", "nats a token", 20)
+
+    def imitation(axes: Any) -> None:
+        loss(axes)
+        axes.set_ylim(0, 0.6)
+
+    grpo = study.curves(runs, "episode/success", "GRPO", "success of training episodes")
+    study.figure([imitation, grpo], study.DOCS / "clicking.png")
 
 
 def main() -> None:

@@ -20,9 +20,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixed": ("mixture, hybrid", {"curriculum": {"order": "mixed"}}),
     "hard": ("longest alone, hybrid", {"curriculum": {"order": "hard_only"}}),
     "staged_coarse": ("stages, outcome", {"craft": {"reward": "coarse"}}),
-    "mixed_coarse": ("mixture, outcome", {"craft": {"reward": "coarse"}, "curriculum": {"order": "mixed"}}),
 }
-STEPS, STAGES = 30, (1, 2, 3)
+STEPS, STAGES = 18, (1, 2, 3)
 
 
 def warm_start(folder: Path) -> None:
@@ -37,7 +36,8 @@ def learn(method: str, seed: int, start: Path, folder: Path) -> None:
     from agentgym.trainers import craft_gui
 
     model = {"path": str(start / "run" / "final")}
-    changes = {"model": model, "steps": STEPS, "seed": seed, "save_every": 5, "craft": {"stage_episodes": 64}}
+    episodes = {"eval": {"final_episodes": 64}, "craft": {"stage_episodes": 32}}
+    changes = {"model": model, "steps": STEPS, "groups": 6, "seed": seed, "save_every": 6, **episodes}
     settings = overlay(load(study.CONFIGS / "craft_gui.yaml"), changes)
     study.train(craft_gui, overlay(settings, METHODS[method][1]), folder)
 
@@ -65,7 +65,7 @@ def report(out: Path, seeds: int) -> None:
         for i, (colour, (method, (name, _))) in enumerate(zip(study.COLOURS, METHODS.items(), strict=False)):
             found = [[study.result(f, f"stage_{s}_step_{STEPS:05d}") for f in folders[method]] for s in STAGES]
             means, halves = zip(*map(study.interval, found), strict=True)
-            axes.bar(places + 0.16 * (i - 2), means, 0.15, yerr=halves, color=colour, label=name)
+            axes.bar(places + 0.2 * (i - 1.5), means, 0.18, yerr=halves, color=colour, label=name)
         axes.set(title="MiniWoB, held-out episodes", ylabel="success", xticks=places)
         axes.set_xticklabels([f"stage {s}" for s in STAGES])
 
