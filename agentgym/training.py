@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +36,6 @@ from agentgym.policies.restricted import RestrictedPolicy
 from agentgym.rollout import Rollout, RolloutConfig, RolloutStats
 from agentgym.run import Run, progress, shielded
 from agentgym.types import Trajectory
-
-if TYPE_CHECKING:
-    from agentgym.policies.vllm import VLLMPolicy
 
 _SHOWN = 32
 
@@ -126,13 +123,12 @@ class Training:
             self._pool = stack.enter_context(cfg.env.pool())
             self._bar = stack.enter_context(progress())
             self.model, self._tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
-            self.policy: Any = HFPolicy(self.model, renderer, name)
-            if cfg.decode.backend == "vllm":
-                if acting is not None:
-                    raise ConfigError("decode.backend is vllm, but this policy chooses among actions: that needs hf")
-                served = open_vllm(self.model, self._tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), name)
-                self.policy = stack.enter_context(served)
-            elif acting is not None:
+            if cfg.decode.backend == "vllm" and acting is not None:
+                raise ConfigError("decode.backend is vllm, but this policy chooses among actions: that needs hf")
+            self.policy = stack.enter_context(
+                open_policy(self.model, self._tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), name)
+            )
+            if acting is not None:
                 self.policy = acting(self.policy)
             kind = AheadRollout if cfg.decode.staleness else Rollout
             self.rollout = kind(self._pool, self.policy, cfg.rollout, cfg.env.options)
@@ -272,17 +268,23 @@ class Training:
         checkpoint.save(folder, self.model, self._tokenizer, state)
 
 
-def open_vllm(
+@contextmanager
+def open_policy(
     model: Any, tokenizer: Any, renderer: Any, decode: DecodeConfig, rollout: RolloutConfig, out: Path, name: str
-) -> VLLMPolicy:
-    """A policy that vLLM decodes, in place of the one in this process.
+) -> Iterator[Any]:
+    """The policy that writes with a model, decoded in this process or by vLLM.
 
     Raises:
         ConfigError: If there is no vLLM.
     """
+    if decode.backend == "hf":
+        yield HFPolicy(model, renderer, name)
+        return
     from agentgym.policies.vllm import VLLMPolicy
 
-    return VLLMPolicy(model, tokenizer, renderer, decode, out, rollout.context_limit, rollout.concurrency, name)
+    room = (rollout.context_limit, rollout.concurrency)
+    with VLLMPolicy(model, tokenizer, renderer, decode, out, *room, name) as policy:
+        yield policy
 
 
 def rollout_metrics(drawn: Sequence[Trajectory], stats: RolloutStats, seconds: float) -> dict[str, float]:

@@ -21,11 +21,10 @@ from agentgym.embeddings import make_encoder
 from agentgym.learner import checkpoint
 from agentgym.learner.setup import open_model
 from agentgym.policies.base import Policy
-from agentgym.policies.hf import HFPolicy
 from agentgym.rollout import check_context, group_tasks
 from agentgym.run import Run
 from agentgym.selfplay import Game, Seat, SelfPlay
-from agentgym.training import open_vllm
+from agentgym.training import open_policy
 
 
 class Job:
@@ -46,10 +45,9 @@ class Job:
         self.encoder = make_encoder(cfg.lspo.encoder)
         self.model, self.tokenizer, renderer = open_model(cfg.model, cfg.seed, None)
         with ExitStack() as stack:
-            self.policy: Any = HFPolicy(self.model, renderer, "lspo")
-            if cfg.decode.backend == "vllm":
-                served = open_vllm(self.model, self.tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), "lspo")
-                self.policy = stack.enter_context(served)
+            self.policy = stack.enter_context(
+                open_policy(self.model, self.tokenizer, renderer, cfg.decode, cfg.rollout, Path(out), "lspo")
+            )
             check_context(self.policy, cfg.rollout)
             self.run = Run(out, cfg, resume)
             self.run.tokens(self.tokenizer)
