@@ -58,7 +58,6 @@ def token_logprobs(model: Any, batch: MicroBatch, temperature: float = 1.0) -> T
     return TokenOutput(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), hidden)
 
 
-@torch.inference_mode()
 def score(
     model: Any,
     ids: Sequence[int],
@@ -75,13 +74,33 @@ def score(
         images: Where in it images stand.
         pictures: The images by hash.
     """
+    logp = predictions(model, ids, start, images, pictures)[:-1]
+    found: list[float] = logp.gather(1, torch.tensor(ids[start:], device=logp.device)[:, None])[:, 0].tolist()
+    return found
+
+
+@torch.inference_mode()
+def predictions(
+    model: Any,
+    ids: Sequence[int],
+    start: int,
+    images: Sequence[ImageSpan] = (),
+    pictures: Mapping[str, Picture] | None = None,
+) -> torch.Tensor:
+    """Log-probabilities ``[len(ids) - start + 1, V]`` of what comes after ``ids[:start]`` and each longer part of it.
+
+    Args:
+        model: As in `score`.
+        ids: A row of tokens.
+        start: Length of the first part, at least 1.
+        images: Where in the row images stand.
+        pictures: The images by hash.
+    """
     tokens = torch.tensor(ids, device=next(model.parameters()).device)
     places = torch.from_numpy(positions_of(len(ids), images)) if has_grid(images) else torch.arange(len(ids))
     layout, splice = Packed([0, len(tokens)], [-1]), spliced(model, pictures or {}, images)
     hidden = hidden_states(model, tokens, places.to(tokens.device), layout, splice)
-    logp = logits_at(model, hidden[start - 1 : -1]).log_softmax(-1)
-    found: list[float] = logp.gather(1, tokens[start:, None])[:, 0].tolist()
-    return found
+    return logits_at(model, hidden[start - 1 :]).log_softmax(-1)
 
 
 def _logp_entropy(

@@ -25,6 +25,7 @@ class DecodeConfig:
         address: Where servers reach this process for nccl.
         sleep: Whether servers give up the memory of weights, keys and values while the learner updates, where both
             share a card (servers at ``urls`` then need --enable-sleep-mode; the build for CPUs keeps it).
+        in_process: vLLM runs in the trainer's process instead of servers, and must be installed there.
         servers: How many are started here.
         urls: Servers that run already, in place of those started here: ``http://HOST:PORT``, or ``unix:`` and the
             file of a socket. Start them with VLLM_SERVER_DEV_MODE=1 and --enable-scale-out; a key, if they want one, is
@@ -48,6 +49,7 @@ class DecodeConfig:
     transfer: Literal["files", "nccl"] = "files"
     address: str = "127.0.0.1"
     sleep: bool = False
+    in_process: bool = False
     servers: int = 1
     urls: tuple[str, ...] = ()
     weights_dir: str = ""
@@ -70,6 +72,12 @@ class DecodeConfig:
             raise ConfigError("decode.sleep stops the servers during an update, decode.staleness needs them then")
         if self.transfer == "nccl" and self.lora == "adapter":
             raise ConfigError("decode.transfer=nccl sends whole weights: decode.lora must be merged")
+        if self.in_process and self.backend == "hf":
+            raise ConfigError("decode.in_process needs decode.backend=vllm")
+        if self.in_process and (self.servers > 1 or self.urls or self.python):
+            raise ConfigError("decode.in_process is vLLM in the trainer's process: no decode.servers, urls or python")
+        if self.in_process and (self.lora == "adapter" or self.transfer == "nccl"):
+            raise ConfigError("decode.in_process reads whole weights where they are: no decode.lora=adapter, no nccl")
         if self.servers < 1:
             raise ConfigError(f"decode.servers is {self.servers}: it must be at least 1")
         for name in ("kv_cache_gb", "start_timeout", "sync_timeout", "request_timeout"):

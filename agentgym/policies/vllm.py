@@ -5,7 +5,7 @@ the old ones, and go on. A turn that was being written then goes on too: what wa
 version that wrote it, and the rest is sampled by the new weights after the prompt and that, read anew. Adapters may
 instead be sent alone, beside a model that stays (``decode.lora=adapter``): nothing stops, and a turn that is being
 written is ended by the adapter that began it. Before it is believed that a server has new weights, it must give the
-trainer's own log-probabilities on a probe.
+log-probabilities on a probe that the trainer's module had at that time.
 
 What is sampled depends on what else the servers had to do at that time: unlike `HFPolicy` a run does not repeat itself.
 """
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,19 +28,20 @@ import torch
 
 from agentgym.errors import ConfigError, ContextFull, EngineError
 from agentgym.learner import lora
-from agentgym.learner.logprobs import score
+from agentgym.learner.logprobs import predictions
 from agentgym.learner.vision import vision_of
 from agentgym.pictures import Picture, Ref
 from agentgym.policies.base import Generation, Request, check_request
 from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
 from agentgym.policies.vllm_images import Images
+from agentgym.policies.vllm_local import InPlace, LocalEngine
 from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
 from agentgym.policies.vllm_weights import Adapters, Merged
 from agentgym.renderer import Renderer
 from agentgym.types import ImageSpan
 
-_TRIES, _PROBE_TOKENS, _PROBE_SAMPLED, _PROBE_SIZE = 3, 32, 8, (60, 100, 3)
+_TRIES, _PROBE_TOKENS, _PROBED, _PROBE_SIZE = 3, 32, 8, (60, 100, 3)
 _BLOCK = 32
 """Tokens that are cached together; the 128 that are usual on a CPU are longer than most turns."""
 _SEEING = [
@@ -46,6 +49,21 @@ _SEEING = [
     *("--mm-processor-cache-gb", "0", "--no-mm-device-do-normalize"),
 ]
 """Images come prepared, so that pixels must not be normalised once more; there are no videos."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What the trainer's module says of the weights that servers should have.
+
+    Attributes:
+        ids: A row of tokens.
+        features: The images in it.
+        expected: ``[N, V]`` log-probabilities of what comes after the N longest parts of the row.
+    """
+
+    ids: list[int]
+    features: dict[str, Any] | None
+    expected: np.ndarray
 
 
 class VLLMSession:
@@ -128,11 +146,13 @@ class VLLMPolicy:
         self._lock = threading.Lock()
         """Held while weights change or a server starts."""
         self._logs, self._concurrency = logs, concurrency
-        self._servers: list[VLLMServer] = []
-        self._clients: list[VLLMClient] = []
+        self._servers: list[VLLMServer | LocalEngine] = []
+        self._clients: list[VLLMClient | LocalEngine] = []
         self._folder: Folder | None = None
         self._asleep = False
-        self._install = None if config.urls else find_install(config.python)
+        self._probe: _Probe | None = None
+        python = sys.executable if config.in_process else config.python
+        self._install = None if config.urls else find_install(python)
         key = os.environ.get("VLLM_API_KEY", "")
         for url in config.urls:
             self._clients.append(VLLMClient(url, key, config.request_timeout))
@@ -291,6 +311,7 @@ class VLLMPolicy:
             folder = self._open().path
             self._weights.save(folder, version, self.model, self._tokenizer)
             self.version = version
+            self._probe = self._make_probe()
             self._each(lambda number: self._push(number, fresh))
             self._asleep = False
             self._weights.clear(folder)
@@ -313,6 +334,9 @@ class VLLMPolicy:
         """The folder for weights; made once, with the programs that will keep the servers."""
         if self._folder is None and self._install is None:
             self._folder = Folder(self.config.weights_dir)
+        elif self._folder is None and self.config.in_process:
+            self._folder = engine = LocalEngine(self.config.kv_cache_gb)
+            self._servers, self._clients = [engine], [engine]
         elif self._folder is None and self._install is not None:
             config = self.config
             for number in range(config.servers):
@@ -360,7 +384,8 @@ class VLLMPolicy:
             "logprobs-mode": "processed_logprobs",
             **({"block-size": _BLOCK} if self._install.cpu else {}),
         }
-        flags = ["--enable-prefix-caching", "--enable-prompt-tokens-details"]
+        flags = ["--enable-prefix-caching"]
+        flags += [] if self.config.in_process else ["--enable-prompt-tokens-details"]
         flags += ["--enforce-eager"] if self._install.cpu else []
         flags += ["--enable-sleep-mode"] if self.config.sleep and not self._install.cpu else []
         flags += ["--skip-tokenizer-init"] if self._images is None else _SEEING
@@ -378,8 +403,23 @@ class VLLMPolicy:
                 time.sleep(1.0)
 
     def _verify(self, number: int) -> None:
-        """Compare a server's log-probabilities with the trainer's on a probe."""
-        client, rng = self._clients[number], np.random.default_rng(self.version)
+        """Compare a server's log-probabilities with those that the trainer's module had when the weights were given."""
+        assert self._probe is not None
+        client, probe, name = self._clients[number], self._probe, self._weights.name(number)
+        off = []
+        for length, expected in enumerate(probe.expected, len(probe.ids) - len(probe.expected) + 1):
+            answer = client.sample_now(probe.ids[:length], 1, str(self.version), name, probe.features)
+            off.append(abs(answer.logps[0] - float(expected[answer.ids[0]])))
+        limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
+        if not max(off) <= limit:
+            raise EngineError(
+                f"the vLLM server at {client.where} does not have the weights of version {self.version}: its "
+                f"log-probabilities differ by {max(off):.2g} from the trainer's (decode.tolerance is {limit:g})"
+            )
+
+    def _make_probe(self) -> _Probe:
+        """What the module says now: a learner may change it before a server has to be started again."""
+        rng = np.random.default_rng(self.version)
         ids: list[int] = rng.integers(0, self.vocab_size, _PROBE_TOKENS).tolist()
         images: list[ImageSpan] = []
         pictures: dict[str, Picture] = {}
@@ -391,22 +431,16 @@ class VLLMPolicy:
             ids = [*shown, *(0 if i == self._images.vision.image_id else i for i in ids)]
             pictures = {picture.hash: picture}
             features = self._images.features(images, pictures, self.version)
-        answer = client.sample_now(ids, _PROBE_SAMPLED, str(self.version), self._weights.name(number), features)
-        theirs = np.array(answer.logps)
-        ours = np.array(score(self.model, [*ids, *answer.ids], len(ids), images, pictures))
-        worst = float(np.abs(theirs - ours).max())
-        limit = self.config.tolerance or (1e-4 if self._dtype == torch.float32 else 0.5)
-        if not worst <= limit:
-            raise EngineError(
-                f"the vLLM server at {client.where} does not have the weights of version {self.version}: its "
-                f"log-probabilities differ by {worst:.2g} from the trainer's (decode.tolerance is {limit:g})"
-            )
+        expected = predictions(self.model, ids, len(ids) - _PROBED + 1, images, pictures)
+        return _Probe(ids, features, expected.float().cpu().numpy())
 
 
 def _weights(config: DecodeConfig) -> Merged:
     """How servers get weights."""
     if config.lora == "adapter":
         return Adapters()
+    if config.in_process:
+        return InPlace()
     if config.transfer == "nccl":
         from agentgym.policies.vllm_nccl import Broadcast
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from agentgym.errors import ConfigError, EngineError
-from agentgym.policies.vllm_client import VLLMClient
 from agentgym.policies.vllm_weights import Command, Merged, served_state
 
 
@@ -34,7 +33,7 @@ class Broadcast(Merged):
         """
         super().__init__()
         try:
-            from vllm.distributed.weight_transfer import nccl_engine  # type: ignore[import-not-found, unused-ignore]
+            from vllm.distributed.weight_transfer import nccl_engine
         except ImportError as error:
             raise ConfigError(
                 f"decode.transfer is nccl, which needs vLLM beside this package ({error}): install it here, or set "
@@ -43,7 +42,9 @@ class Broadcast(Merged):
         if not torch.cuda.is_available():
             raise ConfigError("decode.transfer is nccl, but torch sees no CUDA device: set decode.transfer=files")
         self._nccl, self._address = nccl_engine, address
-        self._state: dict[str, torch.Tensor] = {}
+        self._live: dict[str, torch.Tensor] = {}
+        self._copy: dict[str, torch.Tensor] = {}
+        self._sent: dict[str, torch.Tensor] = {}
         self._engines: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -52,17 +53,18 @@ class Broadcast(Merged):
         return ["--weight-transfer-config", '{"backend": "nccl"}']
 
     def save(self, parent: Path, version: int, model: Any, tokenizer: Any) -> None:
-        """Take a version; the first is written too, for servers to start with."""
-        if not self._state:
+        """Take a version, and a copy of it for servers that start later; the first is written too, to start with."""
+        if not self._live:
             super().save(parent, version, model, tokenizer)
-        self._version, self._state = version, served_state(model)
+        self._version, self._live = version, served_state(model)
+        self._copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._live.items()}
 
-    def started(self, number: int, client: VLLMClient) -> None:
+    def started(self, number: int, client: Any) -> None:
         """Meet a server that was just started, and send it the newest version."""
         self._engines.pop(number, None)
         self.give(number, client, 600.0)
 
-    def hand_over(self, number: int, client: VLLMClient, command: Command, timeout: float) -> None:
+    def hand_over(self, number: int, client: Any, command: Command, timeout: float) -> None:
         """Send the newest version to a server that is paused, within a deadline.
 
         Raises:
@@ -73,6 +75,7 @@ class Broadcast(Merged):
         def send() -> None:
             try:
                 with self._lock:
+                    self._sent = self._live if number in self._engines else self._copy
                     if number not in self._engines:
                         self._engines[number] = self._meet(client, command)
                     self._engines[number].send_weights()
@@ -88,7 +91,7 @@ class Broadcast(Merged):
             self._engines.pop(number, None)
             raise EngineError(f"the vLLM server at {client.where} did not get the weights over NCCL: {failed[0]}")
 
-    def _meet(self, client: VLLMClient, command: Command) -> Any:
+    def _meet(self, client: Any, command: Command) -> Any:
         """Join a group with all cards of a server."""
         with socket.socket() as free:
             free.bind(("", 0))
@@ -99,9 +102,9 @@ class Broadcast(Merged):
         return self._nccl.NCCLTrainerWeightTransferEngine.trainer_init(info, client=_Control(command), source=source)
 
     @property
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """The newest version."""
-        return self._state
+    def sent(self) -> Mapping[str, torch.Tensor]:
+        """What is being sent."""
+        return self._sent
 
 
 class _Control:
@@ -124,13 +127,15 @@ class _Control:
 
 
 def _source(nccl: Any, weights: Broadcast) -> Any:
-    """The newest version, as vLLM's transport reads it at every update."""
+    """What is being sent, as vLLM's transport reads it."""
+    device = "cuda" if torch.cuda.device_count() else "cpu"
 
     class Source(nccl.WeightSource):
         def metadata(self) -> list[Any]:
-            return [nccl.ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in weights.state.items()]
+            return [nccl.ParamMeta(name, t.dtype, tuple(t.shape)) for name, t in weights.sent.items()]
 
         def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            yield from weights.state.items()
+            for name, tensor in weights.sent.items():
+                yield name, tensor.detach().to(device)
 
     return Source()

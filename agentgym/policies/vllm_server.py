@@ -23,7 +23,7 @@ import httpx
 from agentgym.errors import ConfigError, EngineError
 
 _VARIABLE = "AGENTGYM_VLLM_PYTHON"
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -145,7 +145,7 @@ class VLLMServer(Folder):
             start_timeout: Seconds within which it must answer.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, **_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb)}
+        environment = {**os.environ, **ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gb)}
         environment.pop("PYTHONPATH", None)
         super().__init__("", log, environment)
         self._socket = self.path / "socket"

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from safetensors.torch import save_file
 
@@ -15,6 +15,11 @@ from agentgym.errors import ConfigError
 from agentgym.learner import lora
 from agentgym.learner.vision import vision_of
 from agentgym.policies.vllm_client import Answer, VLLMClient
+
+if TYPE_CHECKING:
+    from agentgym.policies.vllm_local import LocalEngine
+
+Client: TypeAlias = "VLLMClient | LocalEngine"
 
 Command = Callable[..., None]
 """Says something to a server, a path and what goes with it, before a deadline."""
@@ -56,7 +61,7 @@ class Merged:
         self._version, self.start_folder = version, parent / f"v{version}"
         _save(self.start_folder, served_state(model), model, tokenizer)
 
-    def give(self, number: int, client: VLLMClient, timeout: float, asleep: bool = False) -> None:
+    def give(self, number: int, client: Client, timeout: float, asleep: bool = False) -> None:
         """Let a server that runs, or sleeps, take the newest version.
 
         Raises:
@@ -77,11 +82,11 @@ class Merged:
         command("/update_weight_version", new_version=str(self._version))
         command("/resume")
 
-    def hand_over(self, number: int, client: VLLMClient, command: Command, timeout: float) -> None:
+    def hand_over(self, number: int, client: Client, command: Command, timeout: float) -> None:
         """Let a server that is paused read the newest version."""
         command("/collective_rpc", method="reload_weights", kwargs={"weights_path": str(self.start_folder)})
 
-    def started(self, number: int, client: VLLMClient) -> None:
+    def started(self, number: int, client: Client) -> None:
         """Do what is left to do for a server that was just started."""
         client.order("/update_weight_version", {"new_version": str(self._version)}, _START_S)
 
@@ -130,7 +135,7 @@ class Adapters(Merged):
         self._folders.append(folder)
         model.save_pretrained(folder, save_embedding_layers=False)
 
-    def give(self, number: int, client: VLLMClient, timeout: float, asleep: bool = False) -> None:
+    def give(self, number: int, client: Client, timeout: float, asleep: bool = False) -> None:
         """Let a server that runs, or sleeps, load the newest adapter; requests name it from then on."""
         if asleep:
             client.order("/wake_up", {}, timeout)
@@ -139,11 +144,11 @@ class Adapters(Merged):
         while len(loaded) > _KEPT:
             client.order("/v1/unload_lora_adapter", {"lora_name": loaded.pop(0)}, timeout)
 
-    def started(self, number: int, client: VLLMClient) -> None:
+    def started(self, number: int, client: Client) -> None:
         """Let a server that was just started load the newest adapter."""
         self._loaded[number] = [self._load(client, _START_S)]
 
-    def _load(self, client: VLLMClient, timeout: float) -> str:
+    def _load(self, client: Client, timeout: float) -> str:
         client.order("/update_weight_version", {"new_version": "0"}, timeout)  # it must count; `labelled` knows better
         folder = self._folders[-1]
         client.order("/v1/load_lora_adapter", {"lora_name": _name(folder), "lora_path": str(folder)}, timeout)

@@ -333,18 +333,23 @@ def test_self_play_decodes_with_it(served, tmp_path):
 
 @pytest.mark.vllm
 def test_a_server_that_is_killed_is_started_anew_and_no_turn_is_lost(served):
+    """Also while the learner changes the module: the server gets the weights of the version that it had."""
     prompts = [prompt(i) for i in range(12)]
-    before = served.stats["restarts"]
+    before, old = served.stats["restarts"], frozen_copy(served.model)
 
     def kill():
         time.sleep(0.5)
+        perturb(served.model, 5)
         (pid,) = children(served.server_pids[0])
         os.kill(pid, signal.SIGKILL)
 
     turns = ask(served, prompts, new=400, meanwhile=kill)
     assert served.stats["restarts"] == before + 1
     assert all(set(t.version) == {served.version} for t in turns)
-    assert worst(served.model, prompts, turns) <= EXACT
+    assert worst(old, prompts, turns) <= EXACT
+    assert worst(served.model, prompts, turns) > 1000 * EXACT, "the test could not fail"
+    served.weights_changed(served.version + 1)
+    assert served.stats["restarts"] == before + 1
 
 
 def children(pid):

@@ -115,6 +115,11 @@ def test_a_version_is_written_once_and_sent_ever_after(broadcast, tokenizers, tm
     first, second = Transport.arrived
     assert torch.equal(second["lm_head.weight"], first["lm_head.weight"] + 1.0)
 
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(1.0)  # a learner is at work while a server has to be started again
+    broadcast.started(0, server)
+    assert torch.equal(Transport.arrived[2]["lm_head.weight"], second["lm_head.weight"])
+
 
 def test_weights_that_do_not_arrive(broadcast, tokenizers, tmp_path):
     """An error, within the deadline; then a new group is made."""
@@ -151,7 +156,7 @@ from agentgym.policies import vllm_nccl
 from vllm.distributed.weight_transfer import nccl_engine, nccl_common
 made = vllm_nccl.Broadcast("127.0.0.1")
 torch.cuda.is_available = lambda: False
-made._state = {{"a.weight": torch.ones(2, 3), "lm_head.weight": torch.zeros(4, dtype=torch.bfloat16)}}
+made._live = made._copy = {{"a.weight": torch.ones(2, 3), "lm_head.weight": torch.zeros(4, dtype=torch.bfloat16)}}
 nccl_engine.open_trainer_endpoint = lambda info: print("endpoint", info.world_size, info.master_address)
 Engine = nccl_engine.NCCLTrainerWeightTransferEngine
 Engine._broadcast = lambda self, source, meta: print("sent", [n for n, _ in self._checked_iter(source, meta)])
