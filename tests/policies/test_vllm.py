@@ -431,7 +431,7 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path, how):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     owner.send_signal(how)
-    owner.wait()
+    owner.wait(60)
     owner.stdout.close()
     while alive(mark) or folder.exists():
         assert time.monotonic() < deadline, "something is left"

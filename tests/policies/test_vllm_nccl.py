@@ -154,16 +154,18 @@ import torch
 torch.cuda.is_available = lambda: True  # until the transport is made
 from agentgym.policies import vllm_nccl
 from vllm.distributed.weight_transfer import nccl_engine, nccl_common
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # whole lines, from both threads
 made = vllm_nccl.Broadcast("127.0.0.1")
 torch.cuda.is_available = lambda: False
 made._live = made._copy = {{"a.weight": torch.ones(2, 3), "lm_head.weight": torch.zeros(4, dtype=torch.bfloat16)}}
-nccl_engine.open_trainer_endpoint = lambda info: print("endpoint", info.world_size, info.master_address)
+nccl_engine.open_trainer_endpoint = lambda info: say("endpoint", info.world_size, info.master_address)
 Engine = nccl_engine.NCCLTrainerWeightTransferEngine
-Engine._broadcast = lambda self, source, meta: print("sent", [n for n, _ in self._checked_iter(source, meta)])
+Engine._broadcast = lambda self, source, meta: say("sent", [n for n, _ in self._checked_iter(source, meta)])
 class Server:
     where = "here"
     def order(self, path, body, timeout=None, **query):
-        print(path, {{k: v for k, v in body.get("update_info", {{}}).items()}})
+        say(path, {{k: v for k, v in body.get("update_info", {{}}).items()}})
     def ask(self, path):
         return {{"world_size": 1}}
 made.give(0, Server(), 60.0)
