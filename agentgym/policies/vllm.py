@@ -36,7 +36,7 @@ from agentgym.policies.decode import DecodeConfig
 from agentgym.policies.vllm_client import Answer, Unreachable, VLLMClient
 from agentgym.policies.vllm_images import Images
 from agentgym.policies.vllm_local import InPlace, LocalEngine
-from agentgym.policies.vllm_server import Folder, VLLMServer, find_install
+from agentgym.policies.vllm_server import Folder, Install, VLLMServer, find_install
 from agentgym.policies.vllm_weights import Adapters, Merged
 from agentgym.renderer import Renderer
 from agentgym.types import ImageSpan
@@ -151,8 +151,7 @@ class VLLMPolicy:
         self._folder: Folder | None = None
         self._asleep = False
         self._probe: _Probe | None = None
-        python = sys.executable if config.in_process else config.python
-        self._install = None if config.urls else find_install(python)
+        self._install = None if config.urls else _find_install(config)
         key = os.environ.get("VLLM_API_KEY", "")
         for url in config.urls:
             self._clients.append(VLLMClient(url, key, config.request_timeout))
@@ -433,6 +432,23 @@ class VLLMPolicy:
             features = self._images.features(images, pictures, self.version)
         expected = predictions(self.model, ids, len(ids) - _PROBED + 1, images, pictures)
         return _Probe(ids, features, expected.float().cpu().numpy())
+
+
+def _find_install(config: DecodeConfig) -> Install:
+    """Where vLLM is.
+
+    Raises:
+        ConfigError: If it is not there.
+    """
+    if not config.in_process:
+        return find_install(config.python)
+    try:
+        return find_install(sys.executable)
+    except ConfigError as error:
+        raise ConfigError(
+            f"decode.in_process: vLLM is not installed beside this package, in the environment of {sys.executable}: "
+            "install it there, or leave decode.in_process out"
+        ) from error
 
 
 def _weights(config: DecodeConfig) -> Merged:

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from agentgym.errors import ConfigError
+from agentgym.learner.model import prepare
+from agentgym.learner.tiny import build_model
 from agentgym.policies.decode import DecodeConfig
+from agentgym.policies.vllm import VLLMPolicy
+from agentgym.renderer import HFTokenizer, Renderer
 
 RUN = """
 import site, sys
@@ -28,6 +32,14 @@ def test_in_this_process(vllm_install):
     command = [vllm_install.python, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=top, env=environment)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_what_is_missing_is_said(tokenizers, tmp_path):
+    tokenizer = tokenizers()
+    model = prepare(build_model(tokenizer, 0, hidden=16, layers=1, heads=2, positions=64))
+    config = DecodeConfig(backend="vllm", in_process=True)
+    with pytest.raises(ConfigError, match=r"decode\.in_process: vLLM is not installed beside this package"):
+        VLLMPolicy(model, tokenizer, Renderer(HFTokenizer(tokenizer)), config, tmp_path, 64)
 
 
 @pytest.mark.parametrize("more", [{"servers": 2}, {"urls": ("http://a",)}, {"lora": "adapter"}, {"transfer": "nccl"}])
