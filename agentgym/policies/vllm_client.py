@@ -12,6 +12,8 @@ import httpx
 from agentgym.errors import EngineError
 
 _UNIX = "unix:"
+SCORING = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}
+"""What vLLM is told where given tokens are to be scored."""
 
 
 class Unreachable(EngineError):
@@ -219,6 +221,19 @@ class VLLMClient:
         return Answer(ids, logps, versions, finish, int(cached))
 
 
+def sampling(new: int, stop: list[int], temperature: float, top_p: float) -> dict[str, Any]:
+    """What vLLM is told of how to sample."""
+    return {
+        "max_tokens": new,
+        "temperature": temperature,
+        "top_p": top_p,
+        "logprobs": 0,
+        "stop_token_ids": stop,
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+
+
 def _to_sample(
     ids: Sequence[int],
     new: int,
@@ -229,19 +244,11 @@ def _to_sample(
     name: str | None,
     features: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    sampling = {
-        "max_tokens": new,
-        "temperature": temperature,
-        "top_p": top_p,
-        "logprobs": 0,
-        "stop_token_ids": stop,
-        "ignore_eos": True,
-        "detokenize": False,
-    }
-    body = {"token_ids": list(ids), "cache_salt": salt, "sampling_params": sampling, "model": name}
+    params = sampling(new, stop, temperature, top_p)
+    body = {"token_ids": list(ids), "cache_salt": salt, "sampling_params": params, "model": name}
     return body if features is None else {**body, "features": features}
 
 
 def _to_score(ids: Sequence[int], features: Mapping[str, Any] | None) -> dict[str, Any]:
-    body = {"token_ids": list(ids), "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False}}
+    body = {"token_ids": list(ids), "sampling_params": SCORING}
     return body if features is None else {**body, "features": features}

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from agentgym.errors import EngineError
-from agentgym.policies.vllm_client import Answer, Unreachable
+from agentgym.policies.vllm_client import SCORING, Answer, Unreachable, sampling
 from agentgym.policies.vllm_server import ENVIRONMENT, Folder
 from agentgym.policies.vllm_weights import Command, Merged, served_state
 
@@ -106,12 +106,12 @@ class LocalEngine(Folder):
         features: Mapping[str, Any] | None = None,
     ) -> Answer:
         """As `vllm_client.VLLMClient.generate`."""
-        asked = self._ask(ids, salt, features, _sampling(new, [stop], temperature, top_p))
+        asked = self._ask(ids, salt, features, sampling(new, [stop], temperature, top_p))
         return await asyncio.wrap_future(asked)
 
     async def score(self, ids: Sequence[int], features: Mapping[str, Any] | None = None) -> list[float]:
         """As `vllm_client.VLLMClient.score`."""
-        asked = self._ask(ids, None, features, {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False})
+        asked = self._ask(ids, None, features, SCORING)
         return (await asyncio.wrap_future(asked)).logps
 
     def sample_now(
@@ -123,7 +123,7 @@ class LocalEngine(Folder):
         features: Mapping[str, Any] | None = None,
     ) -> Answer:
         """As `vllm_client.VLLMClient.sample_now`."""
-        return self._ask(ids, salt, features, _sampling(new, [], 1.0, 1.0)).result()
+        return self._ask(ids, salt, features, sampling(new, [], 1.0, 1.0)).result()
 
     def order(self, path: str, body: Mapping[str, Any], timeout: float | None = None, **query: str) -> None:
         """Do what a server does at this address.
@@ -170,7 +170,7 @@ class LocalEngine(Folder):
         return done
 
     def _ask(
-        self, ids: Sequence[int], salt: str | None, features: Mapping[str, Any] | None, sampling: Mapping[str, Any]
+        self, ids: Sequence[int], salt: str | None, features: Mapping[str, Any] | None, params: Mapping[str, Any]
     ) -> Future[Answer]:
         answer: Future[Answer] = Future()
 
@@ -181,7 +181,7 @@ class LocalEngine(Folder):
             self._asked += 1
             key = str(self._asked)
             try:
-                self._engine.add_request(key, _prompt(ids, salt, features), _params(sampling))
+                self._engine.add_request(key, _prompt(ids, salt, features), _params(params))
                 self._open[key] = answer
             except Exception as error:
                 answer.set_exception(EngineError(f"vLLM in this process refused: {error}"))
@@ -267,18 +267,6 @@ class InPlace(Merged):
     def hand_over(self, number: int, client: Any, command: Command, timeout: float) -> None:
         """Let the engine read it."""
         client.load(self._state, timeout)
-
-
-def _sampling(new: int, stop: list[int], temperature: float, top_p: float) -> dict[str, Any]:
-    return {
-        "max_tokens": new,
-        "temperature": temperature,
-        "top_p": top_p,
-        "logprobs": 0,
-        "stop_token_ids": stop,
-        "ignore_eos": True,
-        "detokenize": False,
-    }
 
 
 def _make(arguments: list[str]) -> Any:
