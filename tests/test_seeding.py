@@ -187,6 +187,8 @@ def test_no_source_file_uses_a_global_generator(file):
         return  # it looks whether an environment moves or reads one, and puts them back
     if file == ROOT / "benchmarks" / "cfr_openspiel.py":
         return  # the peer draws from one
+    if file == ROOT / "agentgym" / "policies" / "vllm_local.py":
+        return  # vLLM seeds two of them when it starts; they are put back
     assert list(global_randomness(ast.parse(file.read_text(encoding="utf-8")))) == []
 
 
