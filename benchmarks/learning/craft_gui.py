@@ -21,7 +21,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "hard": ("longest alone, hybrid", {"curriculum": {"order": "hard_only"}}),
     "staged_coarse": ("stages, outcome", {"craft": {"reward": "coarse"}}),
 }
-STEPS, STAGES = 18, (1, 2, 3)
+STEPS, STAGES = load(study.CONFIGS / "craft_gui.yaml")["steps"], (1, 2, 3)
 
 
 def warm_start(folder: Path) -> None:
@@ -37,7 +37,7 @@ def learn(method: str, seed: int, start: Path, folder: Path) -> None:
 
     model = {"path": str(start / "run" / "final")}
     episodes = {"eval": {"final_episodes": 64}, "craft": {"stage_episodes": 32}}
-    changes = {"model": model, "steps": STEPS, "groups": 6, "seed": seed, "save_every": 6, **episodes}
+    changes = {"model": model, "seed": seed, "save_every": 6, **episodes}
     settings = overlay(load(study.CONFIGS / "craft_gui.yaml"), changes)
     study.train(craft_gui, overlay(settings, METHODS[method][1]), folder)
 
