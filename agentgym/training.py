@@ -205,10 +205,11 @@ class Training:
         assert self._learner is not None
         collected = time.perf_counter()
         metrics = rollout_metrics(drawn, self.rollout.stats, collected - self._started)
+        mismatch: dict[str, float] = {}
         with shielded():
             if self.cfg.decode.backend != "hf":
                 cfg = self.cfg
-                metrics |= measure(self.model, drawn, cfg.optim, cfg.rollout.temperature, cfg.mismatch)
+                mismatch = measure(self.model, drawn, cfg.optim, cfg.rollout.temperature, cfg.mismatch)
                 metrics["rollout/engine_restarts"] = float(self.policy.stats["restarts"])
                 self.policy.rest()
             if isinstance(self.rollout, AheadRollout):
@@ -217,6 +218,7 @@ class Training:
             if isinstance(self.rollout, AheadRollout):
                 self.rollout.settle()
             self.step, self._updates = self.step + 1, self._learner.updates
+            metrics |= mismatch  # what a trainer says of it is nothing once the ratio is corrected
             metrics["time/update"] = time.perf_counter() - collected
             self.policy.weights_changed(self.step)
             metrics["time/sync"] = time.perf_counter() - collected - metrics["time/update"]

@@ -291,6 +291,7 @@ def test_a_trainer_decodes_with_it(served, tmp_path, staleness):
         assert row["time/sync"] > 0
     if staleness:
         assert max(row["rollout/staleness"] for row in steps) > 0
+        assert max(row["policy/mismatch_kl"] for row in steps) > 1e-8, "older tokens are corrected, and yet told"
         books = torch.load(checkpoint.latest(out / "checkpoints") / "trainer_state.pt", weights_only=True)["trainer"][
             "ahead"
         ]
