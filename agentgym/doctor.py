@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from agentgym.errors import MissingDependency
 from agentgym.registration import ENVIRONMENTS
 
 _DISTRIBUTION = "agentgym-lab"
@@ -235,14 +236,14 @@ def _bubblewrap() -> Iterator[Finding]:
 
 
 def _browser() -> Iterator[Finding]:
-    given = os.environ.get("AGENTGYM_CHROMIUM")
-    names = (given,) if given else ("chromium", "chromium-browser", "google-chrome")
-    program = next((path for name in names if (path := shutil.which(name))), None)
-    if program is None:
-        yield Finding("chromium", "missing", "not installed; only for MiniWoB and tests", "apt-get install chromium")
+    try:
+        program = importlib.import_module("agentgym.envs.chromium").program()
+    except MissingDependency as error:
+        detail, _, fix = str(error).partition(": ")
+        yield Finding("chromium", "missing", f"{detail}; only for MiniWoB and tests", fix)
         return
     starts, answer = _run([program, "--version"])
-    fix = "" if starts else "apt-get install --reinstall chromium"
+    fix = "" if starts else f"apt-get install --reinstall {os.path.basename(program)}"
     yield Finding("chromium", "ok" if starts else "warning", answer, fix)
 
 

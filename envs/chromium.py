@@ -27,8 +27,9 @@ from agentgym.errors import EnvError, MissingDependency
 ANSWER_S = 30.0
 """A call that the browser does not answer for so long counts as failed."""
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-"""Programs that are looked for, unless ``AGENTGYM_CHROMIUM`` is the path of one."""
+NAMES = ("chromium-headless-shell", "chrome-headless-shell", "chromium", "chromium-browser", "google-chrome")
+"""Programs that are looked for, unless ``AGENTGYM_CHROMIUM`` is the path of one: the shells, which are Chromium without
+windows, take half the time to load a page and a third of the memory to draw it."""
 
 _FLAGS = (
     "--headless",
@@ -62,7 +63,9 @@ _BROWSER = 'read -r _ || exit; exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'
 """Waits for a line, so that no browser runs that the guard does not know."""
 
 _GUARD = """
-mkdir -m 700 "$1" && echo ready || exit
+trap "" PIPE
+mkdir -m 700 "$1" || exit
+echo ready
 read -r browser
 read -r _
 kill -9 -"$browser" 2>/dev/null
@@ -70,7 +73,8 @@ tries=0
 until rm -rf "$1" 2>/dev/null || [ $tries = 300 ]; do tries=$((tries + 1)); sleep 0.1; done
 """
 """Makes the folder of the browser's files, reads the number of its process group; after that nothing ever comes but the
-end. A process that is being killed may still write for a moment, so the folder may have to be removed again."""
+end. An owner that has ended already does not hear of the folder, which must be removed all the same. A process that is
+being killed may still write for a moment, so the folder may have to be removed again."""
 
 _lock = threading.RLock()
 _current: Browser | None = None
@@ -88,7 +92,7 @@ def program() -> str:
         if path := shutil.which(name):
             return path
     where = f"AGENTGYM_CHROMIUM={given} is no program" if given else "Chromium is not installed"
-    raise MissingDependency(f"{where}: apt-get install chromium, or set AGENTGYM_CHROMIUM to the path of a browser")
+    raise MissingDependency(f"{where}: apt-get install chromium-headless-shell (or chromium), or set AGENTGYM_CHROMIUM to the path of a browser")
 
 
 def acquire() -> None:

@@ -45,6 +45,10 @@ elif [ "${1:-}" = --test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/nul
   && [ -z "$(find "$lists" -maxdepth 0 -mtime -1 2>/dev/null)" ]; then
   apt-get update -q  # the sandbox image is made of packages that must still be there
 fi
+shell=chromium-headless-shell  # not every distribution has it; MiniWoB then runs in chromium
+if [ "${1:-}" = --test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v $shell >/dev/null; then
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $shell || echo "setup: there is no $shell here"
+fi
 
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check -q)

@@ -95,6 +95,15 @@ def test_nothing_outlives_an_owner_that_is_killed():
     kill_owners(3, (None, 0.0, 0.3))
 
 
+def test_the_folder_of_an_owner_that_ends_before_it_hears_of_it_is_removed(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["sh", "-c", chromium._GUARD, "sh", str(tmp_path / "browser")]
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.DEVNULL, timeout=30)
+    os.close(writer)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_nothing_outlives_fifty_owners_that_are_killed():
     kill_owners(50, (None, 0.0, 0.02, 0.1, 0.3, 1.0))
@@ -158,7 +167,7 @@ def test_a_browser_that_dies_wakes_those_who_wait_and_is_replaced(pages):
     thread = threading.Thread(target=wait)
     thread.start()
     until(lambda: page.browser._waiting)
-    os.kill(page.browser._process.pid, signal.SIGKILL)
+    os.killpg(page.browser._process.pid, signal.SIGKILL)
     thread.join(30)
     assert found == ["the browser or the page died"]
     again = pages()
@@ -199,7 +208,7 @@ def test_a_missing_browser_is_named(monkeypatch):
         chromium.program()
     monkeypatch.delenv("AGENTGYM_CHROMIUM")
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(MissingDependency, match="apt-get install chromium"):
+    with pytest.raises(MissingDependency, match="apt-get install chromium-headless-shell"):
         chromium.program()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import threading
 
@@ -345,6 +346,18 @@ def test_environments_on_threads_do_not_touch_each_other():
     assert seen == expected
 
 
+def test_a_browser_with_windows_shows_the_same(monkeypatch):
+    programs = [path for name in ("chromium-headless-shell", "chromium") if (path := shutil.which(name))]
+    if len(programs) < 2:
+        pytest.skip("chromium and chromium-headless-shell are not both on the PATH")
+    seen = []
+    for program in programs:
+        monkeypatch.setenv("AGENTGYM_CHROMIUM", program)
+        with EnvPool("agentgym/MiniWoB-v0", {"task": "all", "expert": True}, processes=1) as pool:
+            seen.append([pool.first_info(3, {"task": task}, *["wait"] * steps) for task in QUICK for steps in (0, 1)])
+    assert seen[0] == seen[1]
+
+
 class Murderer(ExpertPolicy):
     """The expert, which kills the browser before its third turn, once."""
 
@@ -353,7 +366,7 @@ class Murderer(ExpertPolicy):
     async def generate(self, *args, **kwargs):
         self.turns += 1
         if self.turns == 3:
-            os.kill(browser._current._process.pid, signal.SIGKILL)
+            os.killpg(browser._current._process.pid, signal.SIGKILL)
         return await super().generate(*args, **kwargs)
 
 
@@ -368,7 +381,7 @@ def test_a_browser_that_dies_costs_its_episodes_and_not_the_run():
 
 def test_an_environment_can_be_reset_after_the_browser_died(env):
     expected = start(env, "click-link", 3)
-    os.kill(env._page.browser._process.pid, signal.SIGKILL)
+    os.killpg(env._page.browser._process.pid, signal.SIGKILL)
     with pytest.raises(EnvError, match="died"):
         env.step("click 1")
     with pytest.raises(ResetNeeded):
