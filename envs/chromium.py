@@ -92,7 +92,8 @@ def program() -> str:
         if path := shutil.which(name):
             return path
     where = f"AGENTGYM_CHROMIUM={given} is no program" if given else "Chromium is not installed"
-    raise MissingDependency(f"{where}: apt-get install chromium-headless-shell (or chromium), or set AGENTGYM_CHROMIUM to the path of a browser")
+    install = "apt-get install chromium-headless-shell (or chromium)"
+    raise MissingDependency(f"{where}: {install}, or set AGENTGYM_CHROMIUM to the path of a browser")
 
 
 def acquire() -> None:
