@@ -14,8 +14,10 @@ import pytest
 from agentgym.envs import chromium as browser
 from agentgym.envs import miniwob
 from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
 
 import agentgym  # noqa: F401  registers the ids
+from agentgym.checks import CHECKS, check_agent_env
 from agentgym.checks.bench import ODD
 from agentgym.env_worker import EnvPool
 from agentgym.errors import ConfigError, EnvError
@@ -60,17 +62,25 @@ def test_there_are_130_pages():
     assert len(miniwob.EXPERTS) >= 60
 
 
-def test_every_page_starts_and_is_the_same_again_after_others_and_after_a_game(env):
-    """One pass over all pages: a page that has been played in starts as a fresh one does."""
-    different = []
-    for task in PAGES:
-        first = start(env, task)
-        assert first[1]["task"], task
-        assert first[0].startswith("Task: ")
-        assert play(env, task, 1)
-        if start(env, task) != first:
-            different.append(task)
-    assert not different
+def check(tasks, max_steps, skip):
+    """Check an environment of several pages, with a seed that draws it for each."""
+    drawn = {}
+    for seed in range(5000):
+        drawn.setdefault(int(seeding.np_random(seed)[0].integers(len(tasks))), seed)
+    assert len(drawn) == len(tasks)
+    kwargs = {"task": list(tasks), "max_steps": max_steps}
+    report = check_agent_env("agentgym/MiniWoB-v0", kwargs, seeds=sorted(drawn.values()), skip=skip, timeout=1800)
+    assert report.passed, str(report)
+
+
+def test_every_page_keeps_the_promises_that_a_page_could_break():
+    check(PAGES, 3, [name for name in CHECKS if name not in ("text", "info", "deterministic", "odd_actions", "ends")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scripted", [True, False])
+def test_every_page_keeps_every_promise(scripted):
+    check([task for task in PAGES if (task in miniwob.EXPERTS) == scripted], 15, () if scripted else ("expert",))
 
 
 @pytest.mark.slow
