@@ -54,11 +54,11 @@ def report(out: Path, seeds: int) -> None:
         found = [[study.result(f, f"stage_{s}_step_{STEPS:05d}") for f in folders[method]] for s in STAGES]
         stages.append([name, *map(study.percent, found)])
     first = folders["staged"][0]
-    begin = [f"{100 * study.result(first, f'stage_{s}_step_00000'):.0f}" for s in STAGES]
+    begin = [study.result(first, f"stage_{s}_step_00000") for s in STAGES]
     print(f"start: {100 * study.result(first, 'before'):.1f} %")
     print(study.table(["", "success, %", "each seed", "lead of stages with hybrid, points"], rows))
     head = ["success, %", *(f"stage {s}" for s in STAGES)]
-    print(study.table(head, [["start", *begin], *stages]))
+    print(study.table(head, [["start", *(f"{100 * x:.0f}" for x in begin)], *stages]))
 
     def panel(axes: Any) -> None:
         places = np.arange(len(STAGES))
@@ -66,7 +66,9 @@ def report(out: Path, seeds: int) -> None:
             found = [[study.result(f, f"stage_{s}_step_{STEPS:05d}") for f in folders[method]] for s in STAGES]
             means, halves = zip(*map(study.interval, found), strict=True)
             axes.bar(places + 0.2 * (i - 1.5), means, 0.18, yerr=halves, color=colour, label=name)
-        axes.set(title="MiniWoB, held-out episodes", ylabel="success", xticks=places)
+        axes.hlines(begin, places - 0.4, places + 0.4, colors="black", linestyles="dotted", label="start")
+        axes.set(title="MiniWoB, held-out episodes", ylabel="success", xticks=places, ylim=(0, 1.5))
+        axes.set_yticks(np.linspace(0, 1, 6))
         axes.set_xticklabels([f"stage {s}" for s in STAGES])
 
     study.figure([panel], study.DOCS / "craft_gui.png")
