@@ -29,7 +29,7 @@ ANSWER_S = 30.0
 
 NAMES = ("chromium-headless-shell", "chrome-headless-shell", "chromium", "chromium-browser", "google-chrome")
 """Programs that are looked for, unless ``AGENTGYM_CHROMIUM`` is the path of one: the shells, which are Chromium without
-windows, take half the time to load a page and a third of the memory to draw it."""
+windows, take half the CPU time to load a page and less than half the memory to draw it."""
 
 _FLAGS = (
     "--headless",
