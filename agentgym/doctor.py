@@ -243,7 +243,7 @@ def _browser() -> Iterator[Finding]:
         yield Finding("chromium", "missing", f"{detail}; only for MiniWoB and tests", fix)
         return
     starts, answer = _run([program, "--version"])
-    fix = "" if starts else f"apt-get install --reinstall {os.path.basename(program)}"
+    fix = "" if starts else f"install {program} anew"
     yield Finding("chromium", "ok" if starts else "warning", answer, fix)
 
 

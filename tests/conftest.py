@@ -238,6 +238,12 @@ def chromium():
 
 
 @pytest.fixture(scope="session")
+def headless_shell():
+    """Path of the browser without windows, which MiniWoB takes first."""
+    return shutil.which("chromium-headless-shell") or _cannot("chromium-headless-shell is not on the PATH")
+
+
+@pytest.fixture(scope="session")
 def docker_host():
     """``DOCKER_HOST`` of a daemon with both sandbox images: the one that answers, or a private one for this session."""
     with contextlib.ExitStack() as stack:

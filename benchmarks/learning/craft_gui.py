@@ -67,8 +67,8 @@ def report(out: Path, seeds: int) -> None:
             means, halves = zip(*map(study.interval, found), strict=True)
             axes.bar(places + 0.2 * (i - 1.5), means, 0.18, yerr=halves, color=colour, label=name)
         axes.hlines(begin, places - 0.4, places + 0.4, colors="black", linestyles="dotted", label="start")
-        axes.set(title="MiniWoB, held-out episodes", ylabel="success", xticks=places, ylim=(0, 1.5))
-        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.set(title="MiniWoB, held-out episodes", ylabel="success", xticks=places)
+        axes.set(ylim=(0, 1.5), yticks=np.linspace(0, 1, 6))
         axes.set_xticklabels([f"stage {s}" for s in STAGES])
 
     study.figure([panel], study.DOCS / "craft_gui.png")
