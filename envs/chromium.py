@@ -112,24 +112,36 @@ def release() -> None:
             _current.stop()
 
 
-def open_page(width: int, height: int, visible: bool) -> Page:
-    """Open an empty page in the running browser, or in a new one if there is none or it died.
+def open_page(width: int, height: int, visible: bool, script: str = "", address: str = "") -> Page:
+    """Open a page in the running browser, or in a new one if there is none or it died.
+
+    Pages are used again. They share a process, and whenever one is really closed Chromium lets all others set up anew
+    what they draw with: after a hundred at once it does nothing else for more than a minute.
 
     Args:
         width: Width of the page in pixels.
         height: Its height.
         visible: Whether screenshots will be taken: the page then has a window of its own.
+        script: Runs before the scripts of every document that will be loaded.
+        address: A page that has this document, from an earlier use, is preferred; one that never had any is empty.
 
     Raises:
         MissingDependency: There is no browser.
         EnvError: It does not start, or fails.
     """
     global _current
+    kind = (width, height, visible, script)
     with _lock:
         if _current is None or _current.dead:
             _current = Browser()
         browser = _current
-    return Page(browser, width, height, visible)
+        browser.free = [page for page in browser.free if not page.dead]
+        alike = [page for page in browser.free if page.kind == kind]
+        free = next((page for page in alike if page.address == address), alike[-1] if alike else None)
+        if free is not None:
+            browser.free.remove(free)
+            return Page(browser, kind, free)
+    return Page(browser, kind)
 
 
 class Browser:
@@ -138,11 +150,12 @@ class Browser:
     Attributes:
         dead: Whether it has ended or been given up.
         pages: Pages by the session of the protocol.
+        free: Those that were closed and can be used again.
     """
 
     def __init__(self) -> None:
         path = program()
-        self.dead, self.pages = False, dict[str, Page]()
+        self.dead, self.pages, self.free = False, dict[str, Page](), list[Page]()
         self.pid = os.getpid()
         self._lock, self._number = threading.Lock(), 0
         self._waiting: dict[int, tuple[str, queue.SimpleQueue[dict[str, Any] | None]]] = {}
@@ -288,28 +301,41 @@ class Browser:
 
 
 class Page:
-    """A page of the shared browser.
+    """A page of the shared browser, from `open_page` to `close`.
 
     Attributes:
+        kind: The arguments of `open_page` that it was opened with.
+        address: The document that is loaded; empty while there is none.
         crashed: Whether the page has crashed.
+        closed: Whether it was closed: another may use it now.
         loaded: Filled by the reader when a document is loaded, or never will be.
     """
 
-    def __init__(self, browser: Browser, width: int, height: int, visible: bool) -> None:
-        self.browser, self.crashed = browser, False
+    def __init__(self, browser: Browser, kind: tuple[int, int, bool, str], used: Page | None = None) -> None:
+        self.browser, self.kind, self.address = browser, kind, used.address if used else ""
+        self.crashed = self.closed = False
         self.loaded: queue.SimpleQueue[None] = queue.SimpleQueue()
-        size = {"width": width, "height": height} if visible else {}
-        self.target = browser.call("Target.createTarget", url="about:blank", newWindow=visible, **size)["targetId"]
-        self.session: str = browser.call("Target.attachToTarget", targetId=self.target, flatten=True)["sessionId"]
+        self.session = used.session if used else self._open()
         browser.pages[self.session] = self
+        if used:
+            return
+        width, height, _, script = kind
         self.call("Page.enable")
         self.call("Inspector.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        if script:
+            self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
+    def _open(self) -> str:
+        width, height, visible, _ = self.kind
+        size = {"width": width, "height": height} if visible else {}
+        target = self.browser.call("Target.createTarget", url="about:blank", newWindow=visible, **size)["targetId"]
+        return self.browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
     @property
     def dead(self) -> bool:
-        """Whether it can no longer be used."""
+        """Whether it has crashed, or the browser is gone."""
         return self.crashed or self.browser.dead
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
@@ -320,20 +346,23 @@ class Page:
         """
         if self.browser.pid != os.getpid():
             raise EnvError("this page was opened before a fork: make the environment in the process that uses it")
+        if self.closed:
+            raise EnvError("this page is closed")
         if self.dead:
             raise EnvError("the browser or the page died")
         return self.browser.call(method, self.session, **params)
 
-    def before_load(self, source: str) -> None:
-        """Run a script before those of every document that will be loaded."""
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=source)
-
-    def load(self, address: str) -> None:
+    def load(self, address: str, ready: str = "") -> None:
         """Load a document and wait until it is there.
 
+        Args:
+            address: Where it is.
+            ready: An expression that is evaluated then, before ``address`` counts as loaded.
+
         Raises:
-            EnvError: It cannot be loaded.
+            EnvError: It cannot be loaded, or the expression threw.
         """
+        self.address = ""
         while not self.loaded.empty():
             self.loaded.get()
         if problem := self.call("Page.navigate", url=address).get("errorText"):
@@ -345,6 +374,9 @@ class Page:
             raise EnvError(f"{address} did not load within {ANSWER_S:g} s") from None
         if self.dead:
             raise EnvError(f"the browser or the page died while {address} was loaded")
+        if ready:
+            self.evaluate(ready)
+        self.address = address
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression, or of its promise, which must be one that JSON can hold.
@@ -364,11 +396,11 @@ class Page:
         return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)["data"])
 
     def close(self) -> None:
-        """Close the page."""
-        self.browser.pages.pop(self.session, None)
-        if self.browser.pid == os.getpid() and not self.browser.dead:
-            with contextlib.suppress(EnvError):
-                self.browser.call("Target.closeTarget", targetId=self.target)
+        """Leave the page to the next one who opens one like it. Safe to call again."""
+        with _lock:
+            if not self.closed and self.browser.pid == os.getpid():
+                self.browser.free.append(self)
+            self.closed = True
 
 
 def _stop() -> None:

@@ -190,7 +190,7 @@ class MiniWoBEnv(gym.Env[Any, str]):
             image = gym.spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
             self.observation_space = gym.spaces.Dict({"text": UnicodeText(), "image": image})
         self._page: chromium.Page | None = None
-        self._loaded, self._playing, self._text = "", False, ""
+        self._playing, self._text = False, ""
         self._shares = False
         self._share()
 
@@ -261,7 +261,7 @@ class MiniWoBEnv(gym.Env[Any, str]):
     def close(self) -> None:
         """Close the page; the browser ends with its last one. Safe to call again."""
         page, self._page = self._page, None
-        self._playing, self._loaded = False, ""
+        self._playing = False
         if page is not None:
             page.close()
         if self._shares:
@@ -291,15 +291,12 @@ class MiniWoBEnv(gym.Env[Any, str]):
         """Begin an episode in the page."""
         name, split, seed = episode
         self._share()
+        address = pages()[name].as_uri()
         if self._page is None or self._page.dead:
-            self._page, self._loaded = None, ""
-            self._page = chromium.open_page(WIDTH, HEIGHT, self._draws)
-            self._page.before_load(_script())
-        if self._loaded != name or name in RELOADED:
-            self._loaded = ""
-            self._page.load(pages()[name].as_uri())
-            self._page.evaluate(f"agentgym.keep({json.dumps(_pictures(pages()[name]))})")
-            self._loaded = name
+            self._page = None
+            self._page = chromium.open_page(WIDTH, HEIGHT, self._draws, _script(), address)
+        if self._page.address != address or name in RELOADED:
+            self._page.load(address, f"agentgym.keep({json.dumps(_pictures(pages()[name]))})")
         mode = json.dumps([seed, split, self.timed, not self._numbers])
         return self._ask(f"agentgym.reset(...{mode})")
 

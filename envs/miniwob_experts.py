@@ -211,7 +211,7 @@ def _inside(goal: str, page: Page) -> list[str]:
     small, large = page.find(text="s"), page.find(text="L")
     if small is None or large is None:
         return []
-    inside = all(abs(small.box[k] - large.box[k]) <= (large.box[k + 2] - small.box[k + 2]) / 2 for k in (0, 1))
+    inside = all(abs(small.box[k] - large.box[k]) < (large.box[k + 2] - small.box[k + 2]) / 2 for k in (0, 1))
     return _submit(page) if inside else [f"drag {small.number} {large.number}"]
 
 
@@ -275,15 +275,7 @@ STEPS: dict[str, int] = {
     **dict.fromkeys(
         (
             *("click-button-sequence", "click-collapsible", "click-collapsible-nodelay", "click-option", "copy-paste"),
-            *(
-                "copy-paste-2",
-                "drag-box",
-                "enter-date",
-                "enter-text",
-                "enter-text-2",
-                "enter-text-dynamic",
-                "enter-time",
-            ),
+            *("copy-paste-2", "enter-date", "enter-text", "enter-text-2", "enter-text-dynamic", "enter-time"),
             *("find-word", "read-table", "simple-algebra", "simple-arithmetic", "text-transform"),
         ),
         2,

@@ -49,11 +49,11 @@ def _forward(page: Page, sender: str, to: str) -> list[str]:
 
 def _mail(goal: str, page: Page) -> list[str]:
     """Find the email by SENDER and ..."""
-    sender = re.findall(r"email by (\S+)", goal)[0].rstrip(",.")
+    sender = re.findall(r"email by (.+?) and ", goal)[0]
     if "reply" in goal:
         return _answer(page, sender, quoted(goal)[0])
     if "forward" in goal:
-        return _forward(page, sender, re.findall(r"forward that email to (\S+?)\.?$", goal)[0])
+        return _forward(page, sender, re.findall(r"forward that email to (.+)\.$", goal)[0])
     return _icon(page, sender, "trash" if "trash" in goal else "star")
 
 

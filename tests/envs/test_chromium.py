@@ -132,6 +132,38 @@ def test_a_browser_is_shared_and_ends_with_its_last_user(pages):
     chromium.acquire()
 
 
+def test_pages_are_used_again_and_none_is_closed(pages, tmp_path):
+    addresses = []
+    for name in ("a", "b"):
+        (tmp_path / name).with_suffix(".html").write_text(f"<title>{name}</title>")
+        addresses.append((tmp_path / name).with_suffix(".html").as_uri())
+    one, other, seen = pages(), pages(), pages(visible=True)
+    for page, address in zip((one, other, seen), (*addresses, addresses[0]), strict=True):
+        page.load(address)
+        page.close()
+        page.close()
+    with pytest.raises(EnvError, match="this page is closed"):
+        one.evaluate("1")
+    again = chromium.open_page(160, 210, False, address=addresses[0])
+    assert (again.session, again.address) == (one.session, addresses[0])
+    assert again.evaluate("document.title") == "a"
+    assert chromium.open_page(160, 210, False, address=addresses[0]).session == other.session
+    assert chromium.open_page(160, 210, True, "window.mine = 1").session not in (
+        one.session,
+        other.session,
+        seen.session,
+    )
+    assert len(again.browser.pages) == 4
+    with pytest.raises(EnvError, match="threw: ReferenceError"):
+        again.load(addresses[0], "nothing")
+    assert again.address == ""
+    again.call("Page.navigate", url="about:blank")
+    again.close()
+    with pytest.raises(EnvError, match="died"):
+        chromium.open_page(160, 210, False).call("Page.crash")
+    assert pages().evaluate("1") == 1
+
+
 def test_what_fails_in_a_page_is_an_error_with_its_reason(pages):
     page = pages()
     with pytest.raises(EnvError, match="ReferenceError: nothing"):

@@ -114,6 +114,19 @@ def test_experts_succeed(env, task):
         assert info["success"], (task, seed, commands)
 
 
+@pytest.mark.parametrize(
+    ("task", "seed", "steps"),
+    [
+        pytest.param("email-inbox-noscroll", 455116, 4, id="a name of two words"),
+        pytest.param("drag-box", 28, 2, id="the box touches the edge from within"),
+        pytest.param("drag-box", 47, 1, id="the box lies in the other from the start"),
+    ],
+)
+def test_experts_succeed_in_rare_episodes(env, task, seed, steps):
+    info, commands = solve(env, task, seed)
+    assert (info["success"], len(commands)) == (True, steps)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", sorted(miniwob.EXPERTS))
 def test_every_expert_succeeds_on_twenty_seeds(env, task):
