@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from agentgym.errors import EnvError, MissingDependency
@@ -112,7 +113,7 @@ def release() -> None:
             _current.stop()
 
 
-def open_page(width: int, height: int, visible: bool, script: str = "", address: str = "") -> Page:
+def open_page(width: int, height: int, visible: bool, folder: str = "", script: str = "", document: str = "") -> Page:
     """Open a page in the running browser, or in a new one if there is none or it died.
 
     Pages are used again. They share a process, and whenever one is really closed Chromium lets all others set up anew
@@ -122,22 +123,24 @@ def open_page(width: int, height: int, visible: bool, script: str = "", address:
         width: Width of the page in pixels.
         height: Its height.
         visible: Whether screenshots will be taken: the page then has a window of its own.
+        folder: What can be loaded. Each page sees it under an address of its own: of a file with the same address for
+            all, Chromium keeps what was loaded last, and other pages load it once more, after they have shown it empty.
         script: Runs before the scripts of every document that will be loaded.
-        address: A page that has this document, from an earlier use, is preferred; one that never had any is empty.
+        document: A page that has this document, from an earlier use, is preferred; one that never had any is empty.
 
     Raises:
         MissingDependency: There is no browser.
         EnvError: It does not start, or fails.
     """
     global _current
-    kind = (width, height, visible, script)
+    kind = (width, height, visible, folder, script)
     with _lock:
         if _current is None or _current.dead:
             _current = Browser()
         browser = _current
         browser.free = [page for page in browser.free if not page.dead]
         alike = [page for page in browser.free if page.kind == kind]
-        free = next((page for page in alike if page.address == address), alike[-1] if alike else None)
+        free = next((page for page in alike if page.document == document), alike[-1] if alike else None)
         if free is not None:
             browser.free.remove(free)
             return Page(browser, kind, free)
@@ -149,6 +152,7 @@ class Browser:
 
     Attributes:
         dead: Whether it has ended or been given up.
+        folder: Its files, which go with it.
         pages: Pages by the session of the protocol.
         free: Those that were closed and can be used again.
     """
@@ -159,7 +163,7 @@ class Browser:
         self.pid = os.getpid()
         self._lock, self._number = threading.Lock(), 0
         self._waiting: dict[int, tuple[str, queue.SimpleQueue[dict[str, Any] | None]]] = {}
-        self._folder = os.path.join(tempfile.gettempdir(), f"chromium-{secrets.token_hex(6)}")
+        self.folder = os.path.join(tempfile.gettempdir(), f"chromium-{secrets.token_hex(6)}")
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         life, self._life = os.pipe()
@@ -167,16 +171,16 @@ class Browser:
         quiet = {"stderr": subprocess.DEVNULL, "process_group": 0}  # Ctrl-C is for us, not for them
         try:
             self._guard = subprocess.Popen(
-                ["sh", "-c", _GUARD, "sh", self._folder], stdin=life, stdout=subprocess.PIPE, **quiet
+                ["sh", "-c", _GUARD, "sh", self.folder], stdin=life, stdout=subprocess.PIPE, **quiet
             )
             with self._guard.stdout as answer:
                 if not answer.readline():
-                    raise EnvError(f"cannot make {self._folder}")
+                    raise EnvError(f"cannot make {self.folder}")
             self._process = subprocess.Popen(
-                ["sh", "-c", _BROWSER, "sh", path, *_FLAGS, f"--user-data-dir={self._folder}/data"],
+                ["sh", "-c", _BROWSER, "sh", path, *_FLAGS, f"--user-data-dir={self.folder}/data"],
                 stdin=to_browser,
                 stdout=from_browser,
-                env={**os.environ, "TZ": "UTC", "LANGUAGE": "en_US", "TMPDIR": self._folder},
+                env={**os.environ, "TZ": "UTC", "LANGUAGE": "en_US", "TMPDIR": self.folder},
                 **quiet,
             )
             os.write(self._life, f"{self._process.pid}\n".encode())
@@ -305,21 +309,23 @@ class Page:
 
     Attributes:
         kind: The arguments of `open_page` that it was opened with.
-        address: The document that is loaded; empty while there is none.
+        document: The document that is loaded, a path in the folder; empty while there is none.
         crashed: Whether the page has crashed.
         closed: Whether it was closed: another may use it now.
         loaded: Filled by the reader when a document is loaded, or never will be.
     """
 
-    def __init__(self, browser: Browser, kind: tuple[int, int, bool, str], used: Page | None = None) -> None:
-        self.browser, self.kind, self.address = browser, kind, used.address if used else ""
+    def __init__(self, browser: Browser, kind: tuple[int, int, bool, str, str], used: Page | None = None) -> None:
+        self.browser, self.kind, self.document = browser, kind, used.document if used else ""
         self.crashed = self.closed = False
         self.loaded: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.session = used.session if used else self._open()
         browser.pages[self.session] = self
         if used:
             return
-        width, height, _, script = kind
+        width, height, _, folder, script = kind
+        if folder:
+            os.symlink(folder, self._link)
         self.call("Page.enable")
         self.call("Inspector.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
@@ -328,10 +334,14 @@ class Page:
             self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
 
     def _open(self) -> str:
-        width, height, visible, _ = self.kind
+        width, height, visible, *_ = self.kind
         size = {"width": width, "height": height} if visible else {}
         target = self.browser.call("Target.createTarget", url="about:blank", newWindow=visible, **size)["targetId"]
         return self.browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    @property
+    def _link(self) -> Path:
+        return Path(self.browser.folder, self.session)
 
     @property
     def dead(self) -> bool:
@@ -352,31 +362,31 @@ class Page:
             raise EnvError("the browser or the page died")
         return self.browser.call(method, self.session, **params)
 
-    def load(self, address: str, ready: str = "") -> None:
+    def load(self, document: str, ready: str = "") -> None:
         """Load a document and wait until it is there.
 
         Args:
-            address: Where it is.
-            ready: An expression that is evaluated then, before ``address`` counts as loaded.
+            document: A path in the folder of `open_page`.
+            ready: An expression that is evaluated then, before the document counts as loaded.
 
         Raises:
             EnvError: It cannot be loaded, or the expression threw.
         """
-        self.address = ""
+        self.document, address = "", (self._link / document).as_uri()
         while not self.loaded.empty():
             self.loaded.get()
         if problem := self.call("Page.navigate", url=address).get("errorText"):
-            raise EnvError(f"{address} cannot be loaded: {problem}")
+            raise EnvError(f"{document} cannot be loaded: {problem}")
         try:
             self.loaded.get(timeout=ANSWER_S)
         except queue.Empty:
             self.browser.stop()
-            raise EnvError(f"{address} did not load within {ANSWER_S:g} s") from None
+            raise EnvError(f"{document} did not load within {ANSWER_S:g} s") from None
         if self.dead:
-            raise EnvError(f"the browser or the page died while {address} was loaded")
+            raise EnvError(f"the browser or the page died while {document} was loaded")
         if ready:
             self.evaluate(ready)
-        self.address = address
+        self.document = document
 
     def evaluate(self, expression: str) -> Any:
         """The value of an expression, or of its promise, which must be one that JSON can hold.

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import io
 import json
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -108,14 +109,15 @@ def _script() -> str:
 
 @functools.cache
 def _pictures(page: Path) -> list[str]:
-    """Addresses of the pictures that a page or its styles name, as far as they are there."""
+    """The pictures that a page or its styles name, as far as they are there: their paths from the page."""
     texts = [(page, page.read_text(encoding="utf-8"))]
     styles = (page.parent / name for name in re.findall(r'href="([^"]+\.css)"', texts[0][1]))
     texts += [(style, style.read_text(encoding="utf-8")) for style in styles if style.is_file()]
     found = {(file.parent / name).resolve() for file, text in texts for name in _PICTURE.findall(text)}
     for name in set(re.findall(r"common/special/([\w-]+)", texts[0][1])):  # names are also put together by scripts
         found |= {path.resolve() for path in (page.parents[1] / "common" / "special" / name).rglob("*.*")}
-    return sorted(path.as_uri() for path in found if path.is_file() and _PICTURE.fullmatch(path.name))
+    pictures = (path for path in found if path.is_file() and _PICTURE.fullmatch(path.name))
+    return sorted(Path(os.path.relpath(path, page.parent.resolve())).as_posix() for path in pictures)
 
 
 _PICTURE = re.compile(r"[\w./-]+\.(?:png|gif|jpg|svg)")
@@ -291,12 +293,13 @@ class MiniWoBEnv(gym.Env[Any, str]):
         """Begin an episode in the page."""
         name, split, seed = episode
         self._share()
-        address = pages()[name].as_uri()
+        path = pages()[name]
+        folder, document = str(path.parents[1]), f"{path.parent.name}/{path.name}"
         if self._page is None or self._page.dead:
             self._page = None
-            self._page = chromium.open_page(WIDTH, HEIGHT, self._draws, _script(), address)
-        if self._page.address != address or name in RELOADED:
-            self._page.load(address, f"agentgym.keep({json.dumps(_pictures(pages()[name]))})")
+            self._page = chromium.open_page(WIDTH, HEIGHT, self._draws, folder, _script(), document)
+        if self._page.document != document or name in RELOADED:
+            self._page.load(document, f"agentgym.keep({json.dumps(_pictures(path))})")
         mode = json.dumps([seed, split, self.timed, not self._numbers])
         return self._ask(f"agentgym.reset(...{mode})")
 

@@ -331,6 +331,18 @@ def test_pictures_are_the_same_for_the_same_seed():
         env.close()
 
 
+def test_pictures_are_there_whatever_other_pages_load(env):
+    other = miniwob.MiniWoBEnv("order-food")
+    try:
+        expected = start(env, "order-food", 4)[0]
+        assert 'image "vegan" at 12 122 size 20 20' in expected
+        for task in ("order-food", "click-link") * 3:
+            start(other, task, 4)
+            assert start(env, "order-food", 4)[0] == expected
+    finally:
+        other.close()
+
+
 def test_the_page_has_no_clock_but_the_steps():
     env = miniwob.MiniWoBEnv("click-test", timed=True)
     try:
