@@ -88,14 +88,23 @@ class Bench:
             self._kept = None
 
     @functools.cached_property
+    def _compared(self) -> tuple[list[Transcript], str | None]:
+        env, other = self.make(), self.make()
+        first = transcripts(env, self.seeds, self.hinted)
+        for where, again in (("played again", env), ("played in another instance", other)):
+            if found := difference(self.seeds, first, transcripts(again, self.seeds, self.hinted)):
+                return first, f"{where}: {found}"
+        return first, None
+
+    @property
     def reference(self) -> list[Transcript]:
         """The transcript of each seed, played alone."""
-        return transcripts(self.make(), self.seeds, self.hinted)
+        return self._compared[0]
 
-    @functools.cached_property
-    def repeats(self) -> bool:
-        """Whether the reference comes out the same again: where it does not, a difference says nothing."""
-        return difference(self.seeds, self.reference, transcripts(self.make(), self.seeds, self.hinted)) is None
+    @property
+    def drift(self) -> str | None:
+        """How the same seeds and actions came out otherwise the next time; then other differences say nothing."""
+        return self._compared[1]
 
     def in_another_process(self) -> list[Transcript]:
         """The same transcripts from another process."""
@@ -117,14 +126,22 @@ class Bench:
         """Play to the end, or to the limit, and return the last step."""
         return list(itertools.islice(steps(env, seed, self.options, actions), self.limit(env)[0] + 1))[-1]
 
-    def all_steps(self, env: gym.Env[str, str]) -> Iterator[tuple[int, int, Step]]:
+    @functools.cached_property
+    def played(self) -> list[tuple[int, int, Step]]:
         """Every step of an episode of each seed, with seed and number."""
+        env, found = self.make(), []
         for seed in self.seeds:
-            played = itertools.islice(steps(env, seed, self.hinted, None), self.limit(env)[0] + 1)
-            yield from ((seed, number, step) for number, step in enumerate(played))
+            steps_of_one = itertools.islice(steps(env, seed, self.hinted, None), self.limit(env)[0] + 1)
+            found += [(seed, number, step) for number, step in enumerate(steps_of_one)]
+        return found
 
-    def guided(self, env: gym.Env[str, str], seed: int) -> Iterator[Step]:
-        """An episode in which the expert is followed, until it has no more to say."""
+    @functools.cached_property
+    def guided(self) -> dict[int, list[Step]]:
+        """For each seed an episode in which the expert is followed, until it has no more to say."""
+        env = self.make()
+        return {seed: list(self._guided(env, seed)) for seed in self.seeds}
+
+    def _guided(self, env: gym.Env[str, str], seed: int) -> Iterator[Step]:
         said: list[Any] = []
         for step in itertools.islice(steps(env, seed, self.hinted, iter(said.pop, None)), self.limit(env)[0] + 1):
             said.append(step.info.get("expert_action"))

@@ -24,13 +24,12 @@ _FEWEST_TURNS, _FEWEST_COMMANDS = 10, 3
 
 def hints(bench: Bench) -> Iterator[str]:
     """Hints come only when asked for, and what the model is sent does not depend on them nor hold the answer."""
-    env = bench.make()
-    played = {seed: list(bench.guided(env, seed)) for seed in bench.seeds}
+    played = bench.guided
     for seed, guided in played.items():
         if found := _without(bench, seed, guided):
             yield f"seed {seed}, {found}"
             return
-    instructions = instructions_of(env)
+    instructions = instructions_of(bench.make())
     leaks = Counter(key for guided in played.values() for key in _answers_in(instructions, guided[0]))
     for key, count in leaks.items():
         if count == len(played):  # in one prompt it may stand by chance, or in a question that names the choices
