@@ -50,7 +50,8 @@ _FLAGS = (
     "--disable-background-timer-throttling",
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
-    "--disable-features=SpareRendererForSitePerProcess,Translate,MediaRouter,PaintHolding,BackForwardCache",
+    # without streamed scripts another document of the same kind takes an eighth less CPU time
+    "--disable-features=SpareRendererForSitePerProcess,Translate,MediaRouter,PaintHolding,BackForwardCache,ScriptStreaming",
     "--font-render-hinting=none",
     "--disable-lcd-text",
     "--force-color-profile=srgb",

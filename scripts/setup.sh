@@ -55,13 +55,13 @@ pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
 stamp="$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)-$DEVICE"
 if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
   if [ "$DEVICE" = cuda ]; then
-    "${pip[@]}" install "torch==$TORCH"
-  elif ! "${pip[@]}" install "torch==$TORCH+cpu" 2>/dev/null; then
+    "${pip[@]}" install --no-compile "torch==$TORCH"
+  elif ! "${pip[@]}" install --no-compile "torch==$TORCH+cpu" 2>/dev/null; then
     # the CPU build is not on the default index: uv knows where it is
-    "${pip[@]}" install uv
+    "${pip[@]}" install --no-compile uv
     .venv/bin/uv pip install -q --python .venv/bin/python --torch-backend cpu "torch==$TORCH"
   fi
-  "${pip[@]}" install -c requirements.lock -e ".[dev]"
+  "${pip[@]}" install --no-compile -c requirements.lock -e ".[dev]"
   echo "$stamp" > .venv/stamp
 fi
 echo "setup: ready (.venv, torch for $DEVICE)"

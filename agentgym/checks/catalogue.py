@@ -109,8 +109,9 @@ def seeds_differ(bench: Bench) -> Iterator[str]:
 
 def interleaved(bench: Bench) -> Iterator[str]:
     """Two instances that are played in turns do not touch each other."""
+    envs = bench.make(), bench.make()
     for (a, first), (b, second) in itertools.pairwise(zip(bench.seeds, bench.reference, strict=True)):
-        one, two = (steps(bench.make(), seed, bench.hinted, None) for seed in (a, b))
+        one, two = (steps(env, seed, bench.hinted, None) for env, seed in zip(envs, (a, b), strict=True))
         pairs = itertools.zip_longest(itertools.islice(one, len(first)), itertools.islice(two, len(second)))
         left, right = [], []
         for x, y in pairs:

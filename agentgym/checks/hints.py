@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import gymnasium as gym
+
 from agentgym.checks.bench import Bench
 from agentgym.checks.subject import Step, steps
 from agentgym.env_worker import EnvPool, instructions_of
@@ -25,11 +27,12 @@ _FEWEST_TURNS, _FEWEST_COMMANDS = 10, 3
 def hints(bench: Bench) -> Iterator[str]:
     """Hints come only when asked for, and what the model is sent does not depend on them nor hold the answer."""
     played = bench.guided
+    env = bench.make()
     for seed, guided in played.items():
-        if found := _without(bench, seed, guided):
+        if found := _without(bench, env, seed, guided):
             yield f"seed {seed}, {found}"
             return
-    instructions = instructions_of(bench.make())
+    instructions = instructions_of(env)
     leaks = Counter(key for guided in played.values() for key in _answers_in(instructions, guided[0]))
     for key, count in leaks.items():
         if count == len(played):  # in one prompt it may stand by chance, or in a question that names the choices
@@ -39,11 +42,11 @@ def hints(bench: Bench) -> Iterator[str]:
         yield from itertools.islice((found for seed in bench.seeds[:2] for found in _prompts_differ(bench, seed)), 1)
 
 
-def _without(bench: Bench, seed: int, guided: list[Step]) -> str | None:
+def _without(bench: Bench, env: gym.Env[str, str], seed: int, guided: list[Step]) -> str | None:
     """What is different when the same actions are played without hints."""
     asked = bench.options.get("expert") or bench.subject.kwargs.get("expert")
     actions = (step.action for step in guided[1:] if step.action is not None)
-    plain = steps(bench.make(), seed, bench.options, actions)
+    plain = steps(env, seed, bench.options, actions)
     for number, (hinted, step) in enumerate(itertools.zip_longest(guided, plain)):
         where = f"step {number}" if number else "reset"
         if hinted is None or step is None:
