@@ -326,7 +326,10 @@ class Page:
             return
         width, height, _, folder, script = kind
         if folder:
-            os.symlink(folder, self._link)
+            try:
+                os.symlink(folder, self._link)
+            except OSError as error:  # a browser that has just died took its folder along
+                raise EnvError(f"a page cannot be given its files: {error}") from error
         self.call("Page.enable")
         self.call("Inspector.enable")
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)

@@ -159,7 +159,18 @@ def test_pages_are_used_again_and_none_is_closed(pages, tmp_path):
         unlike.call("Page.crash")
     unlike.close()
     assert chromium.open_page(160, 210, True, folder, "window.mine = 1").session != unlike.session
-    assert (tmp_path / "a.html").exists()
+
+
+def test_a_browser_that_dies_while_a_page_is_opened_is_an_error_of_the_environment(pages, tmp_path, monkeypatch):
+    gone = FileNotFoundError(2, "No such file or directory")
+
+    def symlink(target, link):
+        raise gone
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    with pytest.raises(EnvError, match="cannot be given its files"):
+        chromium.open_page(160, 210, False, str(tmp_path))
+    assert pages().evaluate("1") == 1
 
 
 def test_what_fails_in_a_page_is_an_error_with_its_reason(pages):
