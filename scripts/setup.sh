@@ -62,7 +62,7 @@ case " ${packages[*]-} " in
     python_packages &
     python=$!
     set +m
-    trap 'kill -- "-$python" 2>/dev/null' EXIT
+    trap 'kill -- "-$python" 2>/dev/null || true' EXIT  # its own failure would become the script's
     ;;
 esac
 lists=/var/lib/apt/lists/partial  # apt-get update touches it
